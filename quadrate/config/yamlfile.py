@@ -1,0 +1,134 @@
+"""YAML files with a schema, and errors that name the file, the line and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+import yaml
+
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+
+class Schema(pydantic.BaseModel):
+    """The base of every file's schema: frozen, and an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+SchemaT = TypeVar("SchemaT", bound=Schema)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key that is written twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is written twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load(path: Path, schema: type[SchemaT]) -> SchemaT:
+    """Read `path` and return it as `schema`.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or breaks the schema. The text has one line for each problem,
+            `FILE:LINE: KEY: what is wrong; what is allowed`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+    return parse(text, schema, name=str(path))
+
+
+def parse(text: str, schema: type[SchemaT], *, name: str) -> SchemaT:
+    """As `load`, for text that is already at hand; `name` stands for the file in errors."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is the safe loader
+    except yaml.YAMLError as exc:
+        raise ConfigError(_yaml_problem(exc, name)) from exc
+    try:
+        return schema.model_validate({} if data is None else data)
+    except pydantic.ValidationError as exc:
+        problems = [f"{name}:{_line(root, error['loc'])}: {_describe(error, schema)}" for error in exc.errors()]
+        raise ConfigError("\n".join(problems)) from exc
+
+
+def _yaml_problem(exc: yaml.YAMLError, name: str) -> str:
+    mark = getattr(exc, "problem_mark", None)
+    line = mark.line + 1 if mark else 1
+    return f"{name}:{line}: {getattr(exc, 'problem', None) or 'is not YAML'}"
+
+
+def _line(node: yaml.Node | None, loc: Sequence[str | int]) -> int:
+    """Return the 1-based line of the deepest node on the way `loc` that exists."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in loc:
+        found = _step(node, step)
+        if found is None:
+            continue  # a step of the schema (a union's branch), not of the file
+        mark, node = found
+        line = mark.line + 1
+    return line
+
+
+def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key.start_mark, value) for key, value in node.value if key.value == step), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step].start_mark, node.value[step]
+    return None
+
+
+def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
+    where = _path(error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_allowed(str(error['loc'][-1]), _keys(schema, error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else error["msg"].removeprefix("Value error, ")
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    text = ""
+    for step in loc:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _allowed(key: str, keys: Sequence[str]) -> str:
+    if not keys:
+        return ""
+    close = difflib.get_close_matches(key, keys, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{hint}; allowed: {', '.join(keys)}"
+
+
+def _keys(schema: type[Schema], loc: Sequence[str | int]) -> Sequence[str]:
+    """Return the keys allowed at `loc`, or nothing where the schema branches."""
+    found: Any = schema
+    for step in loc:
+        if isinstance(found, type) and issubclass(found, Schema) and step in found.model_fields:
+            found = _inner(found.model_fields[str(step)].annotation)
+    return tuple(found.model_fields) if isinstance(found, type) and issubclass(found, Schema) else ()
+
+
+def _inner(annotation: Any) -> Any:
+    """Return the one schema inside an annotation such as `tuple[Route, ...]`, `dict[str, Card]` or `Upstream | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Schema):
+        return annotation
+    inside = [_inner(argument) for argument in getattr(annotation, "__args__", ())]
+    schemas = [found for found in inside if isinstance(found, type) and issubclass(found, Schema)]
+    return schemas[0] if len(schemas) == 1 else annotation
