@@ -211,6 +211,10 @@ class ConfigError(Exception):
     """A file or variable that cannot be used. Its text names the file, the line and what is allowed; it never reaches a caller."""
 
 
+class StoreError(Exception):
+    """A model whose files cannot be had or trusted. Its text names the model, the cause and the way out; it never reaches a caller."""
+
+
 ERRORS: tuple[type[QuadrateError], ...] = (
     InvalidArgument,
     EmptyInput,
