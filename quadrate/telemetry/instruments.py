@@ -1,0 +1,173 @@
+"""The table of every metric: code, documentation, dashboards and tests read it, so they cannot disagree.
+
+Names are those that operators' dashboards use. In them the gateway is called `router`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SIZE_BYTES = tuple(float(4**power) for power in range(3, 13))
+BATCH_TOKENS = (16.0, 32.0, 64.0, 128.0, 256.0, 384.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 32768.0)
+COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
+RATIO = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """One metric.
+
+    Args:
+        name: Its full name, unit included, as Prometheus prints it.
+        kind: What it is.
+        help: One sentence.
+        labels: Label names. Their values are few and known: routes, models, principals, reasons; never a text of a user.
+        buckets: Upper bounds of a histogram's buckets, in the unit of the name.
+        component: The processes that have it: a metrics prefix, or `all`.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = LATENCY_SECONDS
+    component: Literal["router", "embed", "rerank", "all"] = "all"
+
+
+_ROUTER = (
+    Instrument(
+        "router_requests_total",
+        "counter",
+        "Requests that were answered, by how they ended.",
+        ("method", "model", "principal", "status"),
+        component="router",
+    ),
+    Instrument(
+        "router_request_duration_seconds",
+        "histogram",
+        "From a request's arrival at the gateway to its answer.",
+        ("method", "model"),
+        component="router",
+    ),
+    Instrument(
+        "router_request_stage_seconds",
+        "histogram",
+        "Time in each stage of a request at the gateway.",
+        ("stage",),
+        component="router",
+    ),
+    Instrument(
+        "router_tokens_total",
+        "counter",
+        "Tokens that were charged.",
+        ("model", "principal"),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_latency_seconds",
+        "histogram",
+        "One call to an upstream, from sending to its answer.",
+        ("upstream", "model"),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_errors_total",
+        "counter",
+        "Calls to an upstream that failed, by gRPC status.",
+        ("upstream", "status"),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_retries_total",
+        "counter",
+        "Calls that were tried again on another replica.",
+        ("model",),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_serving",
+        "gauge",
+        "1 while an upstream's health says SERVING, otherwise 0.",
+        ("upstream",),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_outstanding_tokens",
+        "gauge",
+        "Tokens sent to an upstream and not yet answered.",
+        ("upstream",),
+        component="router",
+    ),
+    Instrument(
+        "router_rate_limit_drops_total",
+        "counter",
+        "Requests refused because a limit was used up.",
+        ("principal", "limit"),
+        component="router",
+    ),
+    Instrument(
+        "router_readiness_degraded_total",
+        "counter",
+        "How often readiness left ok.",
+        ("status",),
+        component="router",
+    ),
+    Instrument(
+        "http_request_size_bytes",
+        "histogram",
+        "Size of request bodies as the gateway reads them.",
+        ("method",),
+        SIZE_BYTES,
+        component="router",
+    ),
+    Instrument(
+        "http_response_size_bytes",
+        "histogram",
+        "Size of answer bodies as the gateway writes them.",
+        ("method",),
+        SIZE_BYTES,
+        component="router",
+    ),
+)
+
+
+def _worker(prefix: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
+    """Return the metrics of one kind of worker."""
+
+    def row(
+        suffix: str,
+        kind: Literal["counter", "gauge", "histogram"],
+        text: str,
+        labels: tuple[str, ...] = ("model",),
+        buckets: tuple[float, ...] = LATENCY_SECONDS,
+    ) -> Instrument:
+        return Instrument(f"{prefix}_{suffix}", kind, text, labels, buckets, component=prefix)
+
+    return (
+        row("requests_total", "counter", "Requests that were answered, by how they ended.", ("method", "model", "status")),
+        row("request_duration_seconds", "histogram", "From a request's arrival to its answer.", ("method", "model")),
+        row("errors_total", "counter", "Requests that failed, by reason.", ("model", "reason")),
+        row("documents_total", "counter", "Texts or documents that the model read."),
+        row("tokens_total", "counter", "Tokens that the model read, special tokens included."),
+        row("batch_texts", "histogram", "Texts in a batch.", buckets=COUNTS),
+        row("batch_tokens", "histogram", "Tokens in a batch.", buckets=BATCH_TOKENS),
+        row(
+            "batch_attention_fill_ratio",
+            "histogram",
+            "Real tokens over the places in the attention's padded view of a batch; matrix products know no padding.",
+            buckets=RATIO,
+        ),
+        row("queue_seconds", "histogram", "Waiting for a place in a batch."),
+        row("inference_seconds", "histogram", "One batch through the model."),
+        row("queue_tokens", "gauge", "Tokens that wait."),
+        row("queue_estimated_seconds", "gauge", "How long the work that waits will take, as the cost model has it."),
+        row("dropped_total", "counter", "Texts that were dropped before they ran, by reason.", ("model", "reason")),
+        row("model_memory_bytes", "gauge", "Memory that the model's weights take in this process."),
+        row("model_load_seconds", "gauge", "From the start of loading to the first right answer."),
+        row("model_serving", "gauge", "1 while the model answers, otherwise 0."),
+    )
+
+
+INSTRUMENTS: tuple[Instrument, ...] = (*_ROUTER, *_worker("embed"), *_worker("rerank"))

@@ -1,0 +1,287 @@
+"""Traces: W3C context in, stages of a request, spans out over OTLP.
+
+A request's stages are noted as plain numbers and become OpenTelemetry spans only when the trace is sampled and somewhere to send it is
+configured (OTEL_EXPORTER_OTLP_ENDPOINT). A request that is not sampled costs a few microseconds; one that is pays for what it sends.
+Span and trace ids are made when a request starts, so that an upstream call can carry them before the span that they name is finished.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from quadrate import __version__
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from opentelemetry.sdk.trace import SpanProcessor
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
+_SCOPE = InstrumentationScope("quadrate", __version__)
+_SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""The statuses that make a server's span an error (OpenTelemetry semantic conventions for gRPC): a refusal is none."""
+
+Attributes = dict[str, Any]
+
+
+class Traces:
+    """Makes a `Trace` for each request and sends finished spans.
+
+    Args:
+        service: `service.name`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
+        processor: Where finished spans go. None: nowhere, and nothing is sampled.
+    """
+
+    def __init__(self, service: str, processor: SpanProcessor | None = None) -> None:
+        self._processor = processor
+        self._resource = Resource.create({"service.version": __version__, **_service(service)})
+        self._sample_root = _sampler() if processor else lambda _trace_id: False
+
+    @classmethod
+    def from_environment(cls, service: str) -> Traces:
+        """Send over OTLP/gRPC if OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; otherwise be silent."""
+        endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return cls(service)
+        # Imported here: a process that sends nothing need not hold the exporter in memory.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+        return cls(service, BatchSpanProcessor(OTLPSpanExporter(insecure=endpoint.startswith("http://"))))
+
+    @property
+    def on(self) -> bool:
+        """Whether spans are sent at all."""
+        return self._processor is not None
+
+    def begin(self, metadata: Mapping[str, str]) -> Trace:
+        """Start the trace of a request that arrived with these headers (lower-case names)."""
+        parent = _parse(metadata.get("traceparent", ""), metadata.get("tracestate", ""))
+        if parent is None:
+            trace_id = random.getrandbits(128) or 1
+            return Trace(self, None, trace_id, sampled=self._sample_root(trace_id), baggage=metadata.get("baggage", ""))
+        sampled = self.on and parent.trace_flags.sampled
+        return Trace(self, parent, parent.trace_id, sampled=sampled, baggage=metadata.get("baggage", ""))
+
+    def batch(
+        self, name: str, links: Iterable[Trace], start_ns: int, end_ns: int, attributes: Attributes | None = None
+    ) -> SpanContext | None:
+        """Send the span of work done for several requests together: a trace of its own, linked to each sampled request's span.
+
+        Returns its context, for links the other way, or None if no request of it is sampled.
+        """
+        contexts = [trace.context for trace in links if trace.sampled]
+        if not contexts:
+            return None
+        context = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
+        self.send(name, context, None, SpanKind.INTERNAL, start_ns, end_ns, attributes, links=tuple(Link(context) for context in contexts))
+        return context
+
+    def single(self, name: str, start_ns: int, end_ns: int, attributes: Attributes | None = None) -> None:
+        """Send the span of work that no request asked for, for example loading a model."""
+        if self.on:
+            context = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
+            self.send(name, context, None, SpanKind.INTERNAL, start_ns, end_ns, attributes)
+
+    def send(  # noqa: PLR0913 - a span has so many parts
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        kind: SpanKind,
+        start_ns: int,
+        end_ns: int,
+        attributes: Attributes | None = None,
+        *,
+        links: tuple[Link, ...] = (),
+        error: str | None = None,
+    ) -> None:
+        """Hand a finished span to the processor. Times are Unix nanoseconds."""
+        if self._processor is None:
+            return
+        self._processor.on_end(
+            ReadableSpan(
+                name=name,
+                context=context,
+                parent=parent,
+                resource=self._resource,
+                attributes=attributes or {},
+                links=links,
+                kind=kind,
+                instrumentation_scope=_SCOPE,
+                status=Status(StatusCode.ERROR, error) if error else Status(),
+                start_time=start_ns,
+                end_time=end_ns,
+            )
+        )
+
+    def shutdown(self) -> None:
+        """Send what is left and stop."""
+        if self._processor is not None:
+            self._processor.shutdown()
+
+
+class Trace:
+    """One request's part of a trace in this process: the server's span and the stages under it.
+
+    `stages` holds the seconds of each stage by name, sampled or not; the canonical log line and the metrics read it.
+    """
+
+    __slots__ = ("_traces", "baggage", "context", "parent", "sampled", "stages", "started_ns")
+
+    def __init__(self, traces: Traces, parent: SpanContext | None, trace_id: int, *, sampled: bool, baggage: str = "") -> None:
+        self._traces = traces
+        self.parent = parent
+        self.sampled = sampled
+        flags = _SAMPLED if sampled or (parent is not None and parent.trace_flags.sampled) else _UNSAMPLED
+        state = parent.trace_state if parent is not None else None
+        self.context = SpanContext(trace_id, random.getrandbits(64) or 1, is_remote=False, trace_flags=flags, trace_state=state)
+        self.baggage = baggage
+        self.stages: dict[str, float] = {}
+        self.started_ns = time.time_ns()
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """`trace_id` and `span_id` in hex, for logs."""
+        return {"trace_id": f"{self.context.trace_id:032x}", "span_id": f"{self.context.span_id:016x}"}
+
+    def stage(self, name: str, kind: Literal["internal", "client"] = "internal", **attributes: Any) -> Stage:
+        """Time a part of the request: `with trace.stage("tokenise"): …`. A `client` stage is a call to an upstream."""
+        return Stage(self, name, SpanKind.CLIENT if kind == "client" else SpanKind.INTERNAL, attributes)
+
+    def add(
+        self, name: str, start_ns: int, end_ns: int, attributes: Attributes | None = None, *, links: tuple[SpanContext, ...] = ()
+    ) -> None:
+        """Note a stage that was timed elsewhere, in Unix nanoseconds. A name given twice keeps the longer time."""
+        self.note(name, (end_ns - start_ns) / 1e9)
+        if self.sampled:
+            own = self.child_context()
+            spans = tuple(Link(context) for context in links)
+            self._traces.send(name, own, self.context, SpanKind.INTERNAL, start_ns, end_ns, attributes, links=spans)
+
+    def note(self, name: str, seconds: float) -> None:
+        """Keep a stage's seconds; a name given twice keeps the longer time."""
+        self.stages[name] = max(seconds, self.stages.get(name, 0.0))
+
+    def child_context(self) -> SpanContext:
+        """Make the context of a span under the server's."""
+        own = self.context
+        return SpanContext(
+            own.trace_id, random.getrandbits(64) or 1, is_remote=False, trace_flags=own.trace_flags, trace_state=own.trace_state
+        )
+
+    def headers(self, context: SpanContext | None = None) -> tuple[tuple[str, str], ...]:
+        """Return the W3C headers that make an upstream's span a child of `context` (default: the server's span)."""
+        own = context or self.context
+        found = [("traceparent", f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}")]
+        if own.trace_state:
+            found.append(("tracestate", own.trace_state.to_header()))
+        if self.baggage:
+            found.append(("baggage", self.baggage))
+        return tuple(found)
+
+    def end(self, method: str, status: str, attributes: Attributes) -> None:
+        """Send the server's span. `status` is the gRPC status' name."""
+        if not self.sampled:
+            return
+        error = status if status in _SERVER_FAULTS else None
+        common = {"rpc.system.name": "grpc", "rpc.method": method, "rpc.status_code": status}
+        if error:
+            common["error.type"] = error
+        kind = SpanKind.SERVER
+        now = time.time_ns()
+        self._traces.send(method, self.context, self.parent, kind, self.started_ns, now, {**common, **attributes}, error=error)
+
+    def send_stage(self, stage: Stage, end_ns: int, error: str | None) -> None:
+        """Send a stage's span."""
+        context = stage.context or self.child_context()
+        self._traces.send(stage.name, context, self.context, stage.kind, stage.start_ns, end_ns, stage.attributes, error=error)
+
+
+class Stage:
+    """A timed part of a request, used as a context manager; an exception that leaves it marks its span as failed."""
+
+    __slots__ = ("attributes", "context", "kind", "name", "start_ns", "trace")
+
+    def __init__(self, trace: Trace, name: str, kind: SpanKind, attributes: Attributes) -> None:
+        self.trace = trace
+        self.name = name
+        self.kind = kind
+        self.attributes = attributes
+        self.context: SpanContext | None = None
+        self.start_ns = 0
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the W3C headers for a call made within this stage."""
+        if self.trace.sampled and self.context is None:
+            self.context = self.trace.child_context()
+        return self.trace.headers(self.context)
+
+    def __enter__(self) -> Self:
+        self.start_ns = time.time_ns()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        now = time.time_ns()
+        self.trace.note(self.name, (now - self.start_ns) / 1e9)
+        if self.trace.sampled:
+            self.trace.send_stage(self, now, kind.__name__ if kind else None)
+
+
+def _parse(traceparent: str, tracestate: str) -> SpanContext | None:
+    """Return the caller's span, or None where there is none that is well formed (W3C Trace Context, section 3.2)."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None or found[1] == "ff" or (found[1] == "00" and found[5]):
+        return None
+    trace_id, span_id = int(found[2], 16), int(found[3], 16)
+    if not trace_id or not span_id:
+        return None
+    state = TraceState.from_header([tracestate]) if tracestate else None
+    flags = _SAMPLED if int(found[4], 16) & TraceFlags.SAMPLED else _UNSAMPLED
+    return SpanContext(trace_id, span_id, is_remote=True, trace_flags=flags, trace_state=state)
+
+
+def _service(service: str) -> Attributes:
+    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    return {} if named else {"service.name": service}
+
+
+def _sampler() -> Any:
+    """Return the decision for a trace that starts here, as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
+
+    A trace that starts elsewhere follows its parent in each of the `parentbased_` forms, which are the ones served.
+    """
+    name = os.environ.get("OTEL_TRACES_SAMPLER") or "parentbased_traceidratio"
+    if name == "parentbased_always_on":
+        return lambda _trace_id: True
+    if name == "parentbased_always_off":
+        return lambda _trace_id: False
+    if name != "parentbased_traceidratio":
+        raise ConfigError(
+            f"OTEL_TRACES_SAMPLER: {name!r} is not served; allowed: parentbased_traceidratio, parentbased_always_on, parentbased_always_off"
+        )
+    bound = round(_ratio() * (1 << 64))
+    return lambda trace_id: trace_id & ((1 << 64) - 1) < bound
+
+
+def _ratio() -> float:
+    text = os.environ.get("OTEL_TRACES_SAMPLER_ARG") or "1.0"
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise ConfigError(f"OTEL_TRACES_SAMPLER_ARG: {text!r} is no share of traces; write a number from 0 to 1")
+    return ratio
