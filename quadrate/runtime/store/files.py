@@ -1,0 +1,70 @@
+"""Files of a model: which ones serving needs, their hashes, and how they are put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from quadrate.config.models import PICKLES
+from quadrate.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_NEEDED = re.compile(
+    r"(config|tokenizer|tokenizer_config|special_tokens_map|modules|config_sentence_transformers|sentence_\w+_config"
+    r"|model\.safetensors\.index)\.json"
+    r"|vocab\.txt|model(-\d+-of-\d+)?\.safetensors"
+    r"|\d+_\w+/(config\.json|model\.safetensors)"
+)
+
+
+def needed(names: Iterable[str], *, origin: str) -> list[str]:
+    """Choose what serving needs of a source's files, by path.
+
+    Raises:
+        StoreError: There are no safetensors weights, no config.json or no tokenizer.json among them. `origin` stands for the source.
+    """
+    names = list(names)
+    chosen = sorted(name for name in names if _NEEDED.fullmatch(name))
+    missing = [name for name in ("config.json", "tokenizer.json") if name not in chosen]
+    if missing:
+        raise StoreError(f"{origin} has no {' and no '.join(missing)}; a model's folder needs both, beside its safetensors weights.")
+    if not any(name.endswith(".safetensors") and "/" not in name for name in chosen):
+        pickles = [name for name in names if PurePosixPath(name).suffix in PICKLES]
+        found = f" ({pickles[0]} is a pickle, which may run code, and is not opened)" if pickles else ""
+        raise StoreError(f"{origin} has no model.safetensors{found}; convert the weights with save_pretrained(safe_serialization=True).")
+    return chosen
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hex. About a second for 1.5 GB."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_sha1(path: Path) -> str:
+    """Return the name that git gives the file's content, in hex: what a hub states of small files."""
+    head = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, head.copy).hexdigest()
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` a real file with the content of `source`: a hard link where the file systems allow, a copy elsewhere."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    real = source.resolve()
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copyfile(real, target)
+
+
+def inside(folder: Path) -> list[str]:
+    """Return the paths of all files below `folder`, relative, with forward slashes."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
