@@ -1,0 +1,60 @@
+"""One call as a handler sees it: ids, deadline, trace, and what is to be said of it afterwards. No gRPC types."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from quadrate.telemetry import Trace
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class Call:
+    """A call being served.
+
+    Args:
+        method: The RPC, for example `quadrate.v1.EmbedService/Embed`.
+        metadata: The request's headers, names in lower case. Binary headers are left out.
+        request_id: The caller's `x-request-id`, or one made here.
+        deadline: When the caller stops waiting, on the clock of `time.monotonic()`. None if it did not say.
+        trace: The call's part of its trace.
+        log: What the canonical log line and the metrics say: `model` (an alias we know, never a caller's word), `principal`, `inputs`,
+            `tokens` and whatever else explains the call. Never a text of a user, never a key.
+        headers: Headers of the answer, `x-request-id` among them.
+    """
+
+    method: str
+    metadata: Mapping[str, str]
+    request_id: str
+    deadline: float | None
+    trace: Trace
+    log: dict[str, object] = field(default_factory=dict)
+    headers: list[tuple[str, str]] = field(default_factory=list)
+
+    def remaining_seconds(self) -> float | None:
+        """How long the caller will still wait; negative once it is too late, None if it did not say."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def surface(self) -> Literal["grpc", "rest"]:
+        """The wire the caller speaks. The edge strips the header from callers, so only the edge's transcoder can have set it."""
+        return "rest" if "x-envoy-original-path" in self.metadata else "grpc"
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids that every log line about this call has."""
+        return {**self.trace.ids, "request_id": self.request_id}
+
+
+def request_id(metadata: Mapping[str, str]) -> str:
+    """Return the caller's id if it is 1 to 128 printable ASCII characters, otherwise a new one."""
+    given = metadata.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

@@ -1,0 +1,232 @@
+"""What every call goes through, whatever its method: ids, deadline, trace, errors to statuses, metrics, one log line.
+
+Handlers are plain coroutines `(request, call) -> message | bytes` (bytes: an answer serialised already) or, for RPCs that answer with a
+stream, async generators. They raise `quadrate.errors`; anything else they raise is a fault of ours and is told as INTERNAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import message_factory
+
+from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError
+from quadrate.server import status
+from quadrate.server.call import Call, request_id
+from quadrate.telemetry import Telemetry, log
+from quadrate.telemetry.logs import INFO, current
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+
+class Handlers:
+    """Wraps the handlers of one process."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._is_router = telemetry.prefix == "router"
+        self.in_flight = 0
+        """Calls being served now."""
+
+    def of(self, service: Any, descriptor: ServiceDescriptor) -> grpc.GenericRpcHandler[Any, Any]:
+        """Return what grpc needs to serve `service`, whose methods are named as the descriptor's RPCs are, in snake case."""
+        methods = {method.name: self._method(service, method) for method in descriptor.methods}
+        return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def _method(self, service: Any, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = getattr(service, _snake(method.name))
+        name = f"{method.containing_service.full_name}/{method.name}"
+        parse = _parser(message_factory.GetMessageClass(method.input_type))
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._stream(name, handler), parse, None)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(name, handler), parse, None)
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, handler), parse, None)
+
+    def _unary(self, name: str, handler: Callable[..., Any]) -> Any:
+        async def serve(sized: tuple[Any, int], context: Any) -> bytes:
+            call = self._begin(name, context)
+            request, size = sized
+            try:
+                _check(request, call)
+                answer = await handler(request, call)
+                data: bytes = answer if type(answer) is bytes else answer.SerializeToString()
+                await context.send_initial_metadata((*call.headers, ("x-request-id", call.request_id)))
+            except BaseException as exc:
+                await self._fail(call, exc, context, size)
+                raise
+            self._end(call, "OK", size, len(data))
+            return data
+
+        return serve
+
+    def _stream(self, name: str, handler: Callable[..., Any]) -> Any:
+        async def serve(requests: Any, context: Any) -> AsyncIterator[bytes]:
+            call = self._begin(name, context)
+            meter = _Meter()
+            try:
+                await context.send_initial_metadata((("x-request-id", call.request_id),))
+                argument = meter.count(requests, call) if hasattr(requests, "__aiter__") else _check(requests[0], call)
+                async with aclosing(handler(argument, call)) as answers:
+                    async for answer in answers:
+                        data = answer if type(answer) is bytes else answer.SerializeToString()
+                        meter.sent += len(data)
+                        yield data
+            except BaseException as exc:
+                await self._fail(call, exc, context, meter.received, sent=meter.sent)
+                raise
+            self._end(call, "OK", meter.received, meter.sent)
+
+        return serve
+
+    def _begin(self, name: str, context: Any) -> Call:
+        metadata = {key: value for key, value in context.invocation_metadata() if type(value) is str}
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        call = Call(name, metadata, request_id(metadata), deadline, self._telemetry.traces.begin(metadata))
+        self.in_flight += 1
+        current.set(call.ids)
+        return call
+
+    async def _fail(self, call: Call, exc: BaseException, context: Any, received: int, *, sent: int = 0) -> None:
+        """Count and tell a failure; `context.abort` raises, so this returns only if the caller has gone."""
+        error = _as_error(exc, call)
+        self._end(call, error.status.name, received, sent, error)
+        if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            return
+        trailers = [
+            *call.headers,
+            *status.headers(error),
+            ("x-request-id", call.request_id),
+            (status.DETAILS_KEY, status.details(error, call.method)),
+        ]
+        await context.abort(error.status, status.sentence(error), tuple(trailers))
+
+    def _end(self, call: Call, outcome: str, received: int, sent: int, error: QuadrateError | None = None) -> None:
+        self.in_flight -= 1
+        seconds = (time.time_ns() - call.trace.started_ns) / 1e9
+        self._count(call, outcome, seconds, received, sent, error)
+        call.trace.end(call.method, outcome, _attributes(call))
+        log.write(INFO, "request", _line(call, outcome, seconds, received, sent, error), call.ids)
+
+    def _count(self, call: Call, outcome: str, seconds: float, received: int, sent: int, error: QuadrateError | None) -> None:
+        metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
+        model = str(call.log.get("model", ""))
+        metrics.histogram(f"{prefix}_request_duration_seconds", call.method, model).observe(seconds)
+        if not self._is_router:
+            metrics.counter(f"{prefix}_requests_total", call.method, model, outcome).inc()
+            if error is not None:
+                metrics.counter(f"{prefix}_errors_total", model, error.reason).inc()
+            return
+        principal = str(call.log.get("principal", ""))
+        metrics.counter("router_requests_total", call.method, model, principal, outcome).inc()
+        metrics.histogram("http_request_size_bytes", call.method).observe(received)
+        metrics.histogram("http_response_size_bytes", call.method).observe(sent)
+        for stage, length in call.trace.stages.items():
+            metrics.histogram("router_request_stage_seconds", stage).observe(length)
+
+
+class _Meter:
+    """Bytes of a stream, both ways."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+
+    async def count(self, requests: AsyncIterator[tuple[Any, int]], call: Call) -> AsyncIterator[Any]:
+        """Yield the messages alone. One that cannot be read ends the stream: there is no id to answer it under."""
+        async for message, size in requests:
+            self.received += size
+            yield _check(message, call)
+
+
+def _parser(message_class: Any) -> Callable[[bytes], tuple[Any, int]]:
+    """Return a deserialiser to (message, size in bytes). A message that is none becomes None, which `_check` refuses in our own words."""
+
+    def parse(data: bytes) -> tuple[Any, int]:
+        try:
+            return message_class.FromString(data), len(data)
+        except Exception:  # noqa: BLE001 - DecodeError or UnicodeDecodeError, by protobuf's implementation
+            return None, len(data)
+
+    return parse
+
+
+def _check(request: Any, call: Call) -> Any:
+    """Refuse a message that could not be read, and a call whose caller has stopped waiting."""
+    if call.deadline is not None and call.deadline <= time.monotonic():
+        raise DeadlineExceeded("The deadline had passed when the request arrived. Allow more time.")
+    if request is None:
+        raise InvalidArgument(f"The request is no valid message of {call.method}: check that strings are UTF-8 and the schema is current.")
+    return request
+
+
+def _as_error(exc: BaseException, call: Call) -> QuadrateError:
+    if isinstance(exc, QuadrateError):
+        return exc
+    if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+        remaining = call.remaining_seconds()
+        if remaining is not None and remaining <= 0:
+            return DeadlineExceeded("The deadline passed before the answer was there.")
+        return Cancelled("The caller has gone.")
+    if isinstance(exc, Exception):
+        log.error("unexpected failure", method=call.method, error=type(exc).__name__, traceback=_traceback(exc))
+    return Internal(f"Something failed on our side. Quote the request id {call.request_id} to the operator.")
+
+
+def _traceback(exc: BaseException) -> list[str]:
+    """Return where it happened, without the exception's own text, which may hold a user's."""
+    places = []
+    trace = exc.__traceback__
+    while trace is not None:
+        places.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno} {trace.tb_frame.f_code.co_name}")
+        trace = trace.tb_next
+    return places
+
+
+def _line(call: Call, outcome: str, seconds: float, received: int, sent: int, error: QuadrateError | None) -> dict[str, Any]:
+    line = {
+        "method": call.method,
+        "surface": call.surface,
+        "status": outcome,
+        **call.log,
+        "seconds": round(seconds, 6),
+        "received_bytes": received,
+        "sent_bytes": sent,
+        "stages": {name: round(length, 6) for name, length in call.trace.stages.items()},
+    }
+    if error is not None:
+        line["reason"] = error.reason
+        line["param"] = error.param
+    return line
+
+
+_OPERATIONS = {"Embed": "embeddings", "EmbedStream": "embeddings", "CreateEmbedding": "embeddings"}
+
+
+def _attributes(call: Call) -> dict[str, Any]:
+    """Return what the server's span says, in the terms of OpenTelemetry's conventions for generative AI."""
+    if not call.trace.sampled:
+        return {}
+    rpc = call.method.rpartition("/")[2]
+    operation = _OPERATIONS.get(rpc, "rerank" if rpc.startswith("Rerank") else "")
+    found = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.request.model": call.log.get("model"),
+        "gen_ai.usage.input_tokens": call.log.get("tokens"),
+        "quadrate.request_id": call.request_id,
+        "quadrate.principal": call.log.get("principal"),
+    }
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _snake(name: str) -> str:
+    """`EmbedStream` → `embed_stream`; `RerankV1` → `rerank_v1`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() and place else letter.lower() for place, letter in enumerate(name))
