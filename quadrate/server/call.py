@@ -28,7 +28,7 @@ class Call:
         trace: The call's part of its trace.
         log: What the canonical log line and the metrics say: `model` (an alias we know, never a caller's word), `principal`, `inputs`,
             `tokens` and whatever else explains the call. Never a text of a user, never a key.
-        headers: Headers of the answer, `x-request-id` among them.
+        headers: Headers of the answer besides `x-request-id`, which every answer has.
     """
 
     method: str
@@ -38,6 +38,11 @@ class Call:
     trace: Trace
     log: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[str, str]] = field(default_factory=list)
+    ids: Mapping[str, str] = field(init=False)
+    """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
+
+    def __post_init__(self) -> None:
+        self.ids = {**self.trace.ids, "request_id": self.request_id}
 
     def remaining_seconds(self) -> float | None:
         """How long the caller will still wait; negative once it is too late, None if it did not say."""
@@ -47,11 +52,6 @@ class Call:
     def surface(self) -> Literal["grpc", "rest"]:
         """The wire the caller speaks. The edge strips the header from callers, so only the edge's transcoder can have set it."""
         return "rest" if "x-envoy-original-path" in self.metadata else "grpc"
-
-    @property
-    def ids(self) -> dict[str, str]:
-        """The ids that every log line about this call has."""
-        return {**self.trace.ids, "request_id": self.request_id}
 
 
 def request_id(metadata: Mapping[str, str]) -> str:

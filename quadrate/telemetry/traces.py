@@ -139,23 +139,33 @@ class Trace:
     `stages` holds the seconds of each stage by name, sampled or not; the canonical log line and the metrics read it.
     """
 
-    __slots__ = ("_traces", "baggage", "context", "parent", "sampled", "stages", "started_ns")
+    __slots__ = ("_context", "_traces", "baggage", "parent", "sampled", "span_id", "stages", "started_ns", "trace_id")
 
     def __init__(self, traces: Traces, parent: SpanContext | None, trace_id: int, *, sampled: bool, baggage: str = "") -> None:
         self._traces = traces
         self.parent = parent
         self.sampled = sampled
-        flags = _SAMPLED if sampled or (parent is not None and parent.trace_flags.sampled) else _UNSAMPLED
-        state = parent.trace_state if parent is not None else None
-        self.context = SpanContext(trace_id, random.getrandbits(64) or 1, is_remote=False, trace_flags=flags, trace_state=state)
+        self.trace_id = trace_id
+        self.span_id = random.getrandbits(64) or 1
+        self._context: SpanContext | None = None
         self.baggage = baggage
         self.stages: dict[str, float] = {}
         self.started_ns = time.time_ns()
 
     @property
+    def context(self) -> SpanContext:
+        """The server's span. Made when it is first asked for: most requests are not sampled and never ask."""
+        if self._context is None:
+            parent = self.parent
+            flags = _SAMPLED if self.sampled or (parent is not None and parent.trace_flags.sampled) else _UNSAMPLED
+            state = parent.trace_state if parent is not None else None
+            self._context = SpanContext(self.trace_id, self.span_id, is_remote=False, trace_flags=flags, trace_state=state)
+        return self._context
+
+    @property
     def ids(self) -> dict[str, str]:
         """`trace_id` and `span_id` in hex, for logs."""
-        return {"trace_id": f"{self.context.trace_id:032x}", "span_id": f"{self.context.span_id:016x}"}
+        return {"trace_id": f"{self.trace_id:032x}", "span_id": f"{self.span_id:016x}"}
 
     def stage(self, name: str, kind: Literal["internal", "client"] = "internal", **attributes: Any) -> Stage:
         """Time a part of the request: `with trace.stage("tokenise"): …`. A `client` stage is a call to an upstream."""
