@@ -157,10 +157,9 @@ def compare(title: str, pairs: list[Pair], encode: Encoder) -> None:
     forward_ms = (time.perf_counter() - started) / len(pairs) * 1e3
     tokens, width = float(np.mean([len(passage) for passage in passages])), passages[0].shape[1]
     print(f"\n{title}: {len(pairs)} queries, each against {len(pairs)} passages of {tokens:.0f} tokens on average.")
-    print(
-        f"Forward pass {forward_ms:.1f} ms a passage; kept for a passage: cosine {width * 4} bytes, token states {tokens * width * 4:,.0f}.\n"
-    )
-    print("| way | hit@1 | MRR@10 | nDCG@10 | MRR@10 less cosine's, 95 % interval | scoring a passage |\n|---|---|---|---|---|---|")
+    print(f"Forward pass {forward_ms:.1f} ms a passage; kept of it: cosine {width * 4} bytes, states {tokens * width * 4:,.0f}.\n")
+    print("\n| way | hit@1 | MRR@10 | nDCG@10 | MRR@10 less cosine's, 95 % interval | scoring a passage |")
+    print("|---|---|---|---|---|---|")
     reference = places(cosine(queries, passages))
     for name, way in WAYS.items():
         started = time.perf_counter()
