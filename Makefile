@@ -42,6 +42,10 @@ format: install-test ## Format the code and the protos.
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 	@$(BIN)/buf format --write
 
+generate: install-test ## Make the stubs and Envoy's descriptor set from the protos.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" buf generate
+	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output envoy/descriptors.binpb
+
 constraints: ## Pin the newest versions that pyproject.toml allows, with their hashes (needs uv).
 	@rm -f constraints/*.txt
 	$(COMPILE) --extra cpu --extra edge pyproject.toml constraints/build.in -o constraints/runtime.txt

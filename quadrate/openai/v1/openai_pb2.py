@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquadrate/openai/v1/openai.proto\x12\x12quadrate.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"\x13\n\x11ListModelsRequest\"%\n\x14RetrieveModelRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xb8\x02\n\rOpenAiService\x12X\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12]\n\nListModels\x12%.quadrate.openai.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12n\n\rRetrieveModel\x12(.quadrate.openai.v1.RetrieveModelRequest\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquadrate/openai/v1/openai.proto\x12\x12quadrate.openai.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"\x13\n\x11ListModelsRequest\",\n\x14RetrieveModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model2\xb8\x02\n\rOpenAiService\x12X\n\x0f\x43reateEmbedding\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12]\n\nListModels\x12%.quadrate.openai.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12n\n\rRetrieveModel\x12(.quadrate.openai.v1.RetrieveModelRequest\x1a\x14.google.api.HttpBody\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST']._serialized_start=112
   _globals['_LISTMODELSREQUEST']._serialized_end=131
   _globals['_RETRIEVEMODELREQUEST']._serialized_start=133
-  _globals['_RETRIEVEMODELREQUEST']._serialized_end=170
-  _globals['_OPENAISERVICE']._serialized_start=173
-  _globals['_OPENAISERVICE']._serialized_end=485
+  _globals['_RETRIEVEMODELREQUEST']._serialized_end=177
+  _globals['_OPENAISERVICE']._serialized_start=180
+  _globals['_OPENAISERVICE']._serialized_end=492
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquadrate/wire/v1/status.proto\x12\x10quadrate.wire.v1\x1a\x1cgoogle/protobuf/struct.proto\"_\n\x0fStatusExtension\x12*\n\x05\x65rror\x18\x64 \x01(\x0b\x32\x1b.quadrate.wire.v1.ErrorBody\x12\x14\n\x07message\x18\x65 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_message\"\x96\x01\n\tErrorBody\x12\x14\n\x07message\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04type\x18\x02 \x01(\tH\x01\x88\x01\x01\x12%\n\x05param\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12$\n\x04\x63ode\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueB\n\n\x08_messageB\x07\n\x05_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquadrate/wire/v1/status.proto\x12\x10quadrate.wire.v1\x1a\x1cgoogle/protobuf/struct.proto\"o\n\x0fStatusExtension\x12\x31\n\x05\x65rror\x18\x64 \x01(\x0b\x32\x1b.quadrate.wire.v1.ErrorBodyR\x05\x65rror\x12\x1d\n\x07message\x18\x65 \x01(\tH\x00R\x07message\x88\x01\x01\x42\n\n\x08_message\"\xb2\x01\n\tErrorBody\x12\x1d\n\x07message\x18\x01 \x01(\tH\x00R\x07message\x88\x01\x01\x12\x17\n\x04type\x18\x02 \x01(\tH\x01R\x04type\x88\x01\x01\x12,\n\x05param\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05param\x12*\n\x04\x63ode\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueR\x04\x63odeB\n\n\x08_messageB\x07\n\x05_typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quadrate.wire.v1.status_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSEXTENSION']._serialized_start=81
-  _globals['_STATUSEXTENSION']._serialized_end=176
-  _globals['_ERRORBODY']._serialized_start=179
-  _globals['_ERRORBODY']._serialized_end=329
+  _globals['_STATUSEXTENSION']._serialized_end=192
+  _globals['_ERRORBODY']._serialized_start=195
+  _globals['_ERRORBODY']._serialized_end=373
 # @@protoc_insertion_point(module_scope)
