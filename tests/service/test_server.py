@@ -1,0 +1,322 @@
+"""What every call gets from the server, over a real channel."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import grpc
+import grpc.aio
+import orjson
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
+
+from quadrate.errors import ConfigError, ModelNotFound, Overloaded
+from quadrate.health import Health
+from quadrate.server import Server
+from quadrate.telemetry import Telemetry, log
+from quadrate.v1 import embed_pb2, embed_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from quadrate.server import Call
+
+SECRET = "what-the-user-wrote"  # noqa: S105 - a text that must not be logged
+
+
+class Echo:
+    """An embed service whose answers and failures are chosen by the model's name."""
+
+    descriptor = embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.cancelled = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def embed(self, request: embed_pb2.EmbedRequest, call: Call) -> embed_pb2.EmbedResponse | bytes:
+        """Answer, or fail as the model's name says."""
+        self.calls.append(call)
+        if request.model == "missing":
+            raise ModelNotFound("No model of this name; GET /v1/models lists them.", param="model")
+        if request.model == "busy":
+            raise Overloaded("Try later.", retry_after_seconds=1.5)
+        if request.model == "broken":
+            raise ValueError(SECRET)
+        if request.model == "slow":
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if request.model == "bytes":
+            return embed_pb2.EmbedResponse(model="from bytes").SerializeToString()
+        if request.model == "headers":
+            call.headers.append(("x-ratelimit-limit-requests", "60"))
+        call.log["model"] = "known"
+        return embed_pb2.EmbedResponse(model=request.model)
+
+    async def embed_stream(
+        self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call
+    ) -> AsyncIterator[embed_pb2.EmbedStreamResponse]:
+        """Answer each request under its id."""
+        self.calls.append(call)
+        async for request in requests:
+            if request.id == "busy":
+                raise Overloaded("Try later.")
+            yield embed_pb2.EmbedStreamResponse(id=request.id)
+
+
+@pytest.fixture
+async def echo() -> Echo:
+    """The service behind the server."""
+    return Echo()
+
+
+@pytest.fixture
+async def log_path(tmp_path: Path) -> AsyncIterator[Path]:
+    """Where the log goes during the test."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        before = log.component, log.level, log._descriptor
+        log._descriptor = file.fileno()
+        yield path
+        log.component, log.level, log._descriptor = before
+
+
+@pytest.fixture
+async def server(echo: Echo, log_path: Path) -> AsyncIterator[Server]:
+    """A server on free ports."""
+    health = Health()
+    health.set("", serving=True)
+    telemetry = Telemetry.silent("embed")
+    async with Server(
+        telemetry=telemetry,
+        health=health,
+        services=[echo],
+        host="127.0.0.1",
+        port=0,
+        http_port=0,
+        readiness=lambda: (True, {"status": "ok"}),
+        drain_seconds=5.0,
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to it."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> Any:
+    """A stub of its service."""
+    return embed_pb2_grpc.EmbedServiceStub(channel)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """Return how a call fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def request_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the canonical lines of a log."""
+    return [line for line in map(orjson.loads, path.read_bytes().splitlines()) if line["message"] == "request"]
+
+
+async def test_an_answer_may_be_a_message_or_its_bytes(stub: Any) -> None:
+    """Both reach the caller alike."""
+    assert (await stub.Embed(embed_pb2.EmbedRequest(model="a"))).model == "a"
+    assert (await stub.Embed(embed_pb2.EmbedRequest(model="bytes"))).model == "from bytes"
+
+
+async def test_every_answer_carries_the_request_id(stub: Any) -> None:
+    """The caller's own id if it is sound, otherwise one of ours; on errors, too."""
+    call = stub.Embed(embed_pb2.EmbedRequest(model="a"), metadata=(("x-request-id", "mine-1"),))
+    await call
+    assert ("x-request-id", "mine-1") in list(await call.trailing_metadata())
+    error = await failure(stub.Embed(embed_pb2.EmbedRequest(model="missing"), metadata=(("x-request-id", "not sound"),)))
+    made = dict(error.trailing_metadata())["x-request-id"]
+    assert len(made) == 32
+
+
+async def test_headers_of_a_good_answer_go_ahead_of_it(stub: Any) -> None:
+    """REST callers see only what is sent before the answer."""
+    call = stub.Embed(embed_pb2.EmbedRequest(model="headers"))
+    await call
+    assert ("x-ratelimit-limit-requests", "60") in list(await call.initial_metadata())
+
+
+async def test_an_error_is_a_status_with_details_and_nothing_before_it(stub: Any) -> None:
+    """A trailers-only answer is what lets the transcoder keep its headers."""
+    error = await failure(stub.Embed(embed_pb2.EmbedRequest(model="missing")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert list(error.initial_metadata()) == []
+    details = rpc_status.from_call(error)  # type: ignore[arg-type]  # the stubs want the sync call's type
+    assert details is not None
+    assert details.message == error.details()
+
+
+async def test_waiting_times_reach_the_caller(stub: Any) -> None:
+    """`retry-after` and `retry-after-ms` travel with the refusal."""
+    error = await failure(stub.Embed(embed_pb2.EmbedRequest(model="busy")))
+    trailers = dict(error.trailing_metadata())
+    assert (error.code(), trailers["retry-after"], trailers["retry-after-ms"]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "2", "1500")
+
+
+async def test_a_fault_of_ours_tells_the_caller_an_id_and_the_log_a_place(stub: Any, log_path: Path) -> None:
+    """Neither tells the text of the exception, which may hold a user's."""
+    error = await failure(stub.Embed(embed_pb2.EmbedRequest(model="broken"), metadata=(("x-request-id", "mine-2"),)))
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "mine-2" in str(error.details())
+    text = log_path.read_text()
+    assert "ValueError" in text
+    assert "test_server.py" in text
+    assert SECRET not in text + str(error.details())
+
+
+async def test_what_is_no_message_is_refused_in_our_words(channel: grpc.aio.Channel) -> None:
+    """Invalid UTF-8 or random bytes are the caller's fault, not a fault of ours."""
+    call = channel.unary_unary("/quadrate.v1.EmbedService/Embed")
+    error = await failure(call(b"\x0a\x02\xff\xfe"))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "UTF-8" in str(error.details())
+
+
+async def test_a_caller_who_goes_is_noticed(stub: Any, echo: Echo, log_path: Path) -> None:
+    """Cancellation reaches the handler, and the log says how the call ended."""
+    call = stub.Embed(embed_pb2.EmbedRequest(model="slow"), timeout=30)
+    while not echo.calls:
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait_for(echo.cancelled.wait(), 5)
+    while not request_lines(log_path):
+        await asyncio.sleep(0)
+    assert request_lines(log_path)[0]["metadata"]["status"] == "CANCELLED"
+
+
+async def test_the_callers_deadline_is_known_to_the_handler(stub: Any, echo: Echo) -> None:
+    """Remaining time is what the caller allowed, less the way."""
+    await stub.Embed(embed_pb2.EmbedRequest(model="a"), timeout=20)
+    await stub.Embed(embed_pb2.EmbedRequest(model="a"))
+    remaining = echo.calls[0].remaining_seconds()
+    assert remaining is not None
+    assert 10 < remaining <= 20
+    assert echo.calls[1].deadline is None
+
+
+async def test_a_stream_answers_each_request_and_ends_by_its_error(stub: Any) -> None:
+    """A handler that raises ends the stream with its status."""
+
+    async def requests() -> AsyncIterator[embed_pb2.EmbedStreamRequest]:
+        for name in ("1", "2", "busy"):
+            yield embed_pb2.EmbedStreamRequest(id=name)
+
+    seen = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for answer in stub.EmbedStream(requests()):
+            seen.append(answer.id)  # noqa: PERF401 - what came before the error counts
+    assert seen == ["1", "2"]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_each_request_has_one_canonical_line_and_counts_once(stub: Any, server: Server, log_path: Path) -> None:
+    """The line says method, status, model, sizes and times; the metrics agree."""
+    await stub.Embed(embed_pb2.EmbedRequest(model="a"))
+    (line,) = request_lines(log_path)
+    metadata = line["metadata"]
+    assert (metadata["method"], metadata["status"], metadata["model"]) == ("quadrate.v1.EmbedService/Embed", "OK", "known")
+    assert metadata["received_bytes"] > 0
+    assert {"trace_id", "span_id", "request_id"} <= line.keys()
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{server.http_port}/metrics") as answer:
+        text = await answer.text()
+    assert 'embed_requests_total{method="quadrate.v1.EmbedService/Embed",model="known",status="OK"} 1.0' in text
+
+
+async def test_services_are_listed_and_described_by_reflection(server: Server) -> None:
+    """Reflection tells our services and health."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as plain:
+        names = await asyncio.to_thread(lambda: list(ProtoReflectionDescriptorDatabase(plain).get_services()))
+    assert {"quadrate.v1.EmbedService", "grpc.health.v1.Health"} <= set(names)
+
+
+async def test_readiness_answers_503_when_nothing_can_be_served(echo: Echo) -> None:
+    """The report goes out either way."""
+    report = {"status": "unavailable"}
+    server = Server(
+        telemetry=Telemetry.silent("embed"),
+        health=Health(),
+        services=[echo],
+        host="127.0.0.1",
+        port=0,
+        http_port=0,
+        readiness=lambda: (False, report),
+    )
+    async with server, aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{server.http_port}/health/ready") as answer:
+            assert (answer.status, await answer.json()) == (503, report)
+        async with session.get(f"http://127.0.0.1:{server.http_port}/health/live") as answer:
+            assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_port_that_is_taken_is_named(server: Server, echo: Echo) -> None:
+    """Two servers never share a port without a word."""
+    for ports in ({"port": server.port, "http_port": 0}, {"port": 0, "http_port": server.http_port}):
+        second = Server(
+            telemetry=Telemetry.silent("embed"),
+            health=Health(),
+            services=[echo],
+            host="127.0.0.1",
+            readiness=lambda: (True, {}),
+            **ports,
+        )
+        with pytest.raises(ConfigError, match=str(max(ports.values()))):
+            await second.start()
+
+
+async def test_watchers_hear_of_changes_in_order_and_of_the_end(echo: Echo) -> None:
+    """SERVING, NOT_SERVING and back arrive as they were stated; stopping says NOT_SERVING before the port closes."""
+    health = Health()
+    server = Server(
+        telemetry=Telemetry.silent("embed"),
+        health=health,
+        services=[echo],
+        host="127.0.0.1",
+        port=0,
+        http_port=0,
+        readiness=lambda: (True, {}),
+    )
+    await server.start()
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="model/minilm"))
+        seen = [(await watch.read()).status]
+        for state in (True, False, True):
+            health.set("model/minilm", serving=state, reason="the test says so")
+            seen.append((await watch.read()).status)
+        stopping = asyncio.create_task(server.stop())
+        seen.append((await watch.read()).status)
+        watch.cancel()
+        await stopping
+    unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    assert seen == [unknown, serving, not_serving, serving, not_serving]
+
+
+async def test_calls_in_flight_finish_while_the_server_drains(server: Server, stub: Any, echo: Echo) -> None:
+    """Stopping waits for the answer."""
+    call = asyncio.ensure_future(stub.Embed(embed_pb2.EmbedRequest(model="slow")))
+    while not echo.calls:
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(server.stop())
+    echo.released.set()
+    assert (await call).model == "slow"
+    await stopping

@@ -1,0 +1,126 @@
+"""The files operators write: what loads, what they mean, and one bad file for each error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quadrate.config.auth import AuthFile, digest, load_auth
+from quadrate.config.rate_limits import RateLimitsFile, load_rate_limits
+from quadrate.config.routing import RoutingFile, load_routing
+from quadrate.config.yamlfile import parse
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROUTING = """\
+embeddings:
+  - {model: "bge-m3", served_name: "BAAI/bge-m3", enabled: true, upstream: {type: "infinity", url: "http://infinity-embed:7997", timeout_ms: 3000}}
+  - {model: "frida", served_name: "ai-forever/FRIDA", enabled: true, upstream: {type: "infinity", url: "http://infinity-embed:7997", timeout_ms: 3000}}
+rerank:
+  - {model: "rerank-base", served_name: "cross-encoder/ms-marco-MiniLM-L-2-v2", enabled: true, max_top_k: 50, upstream: {type: "rerank", url: "http://rerank:9002", timeout_seconds: 10}}
+"""  # noqa: E501 - the file as an earlier deployment has it
+
+
+def write(folder: Path, text: str) -> Path:
+    """Write `text` where a loader can read it."""
+    path = folder / "file.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(text: str, schema: type) -> str:
+    """Return what loading `text` complains of."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, schema, name="file.yaml")
+    return str(caught.value)
+
+
+def test_routing_of_an_earlier_deployment_loads_and_means_the_same(tmp_path: Path) -> None:
+    """The routing file of an earlier deployment loads unchanged, with names, addresses, timeouts and limits as written."""
+    routing = load_routing(write(tmp_path, ROUTING))
+    assert [route.names for route in routing.embeddings] == [("bge-m3", "BAAI/bge-m3"), ("frida", "ai-forever/FRIDA")]
+    assert routing.embeddings[0].groups[0].targets == ("infinity-embed:7997",)
+    assert routing.embeddings[0].groups[0].timeout == pytest.approx(3.0)
+    assert routing.rerank[0].groups[0].timeout == pytest.approx(10.0)
+    assert routing.rerank[0].max_top_k == 50
+
+
+def test_auth_of_an_earlier_deployment_loads_and_keeps_no_key_in_its_repr(tmp_path: Path) -> None:
+    """Plain keys load, are looked up by digest, are called by their first eight digits, and are not printed."""
+    auth = load_auth(write(tmp_path, 'api_keys: ["production-key-1", "admin-key"]\nallow_anonymous_without_api_keys: false\n'))
+    assert [key.digest for key in auth.api_keys] == [digest("production-key-1"), digest("admin-key")]
+    assert auth.api_keys[1].principal == f"key-{digest('admin-key')[:8]}"
+    assert "admin-key" not in repr(auth)
+
+
+def test_rate_limits_of_an_earlier_deployment_load(tmp_path: Path) -> None:
+    """Buckets are read by name."""
+    text = "default: {capacity: 60, refill_rate: 30}\nanonymous: {capacity: 30, refill_rate: 15}\n"
+    text += "per_api_key:\n  admin-key: {capacity: 120, refill_rate: 60}\n"
+    limits = load_rate_limits(write(tmp_path, text))
+    assert limits.default is not None
+    assert (limits.default.capacity, limits.default.refill_rate) == (60, 30)
+    assert limits.per_api_key["admin-key"].capacity == 120
+
+
+def test_upstream_groups_stand_by_priority_and_replicas_count_once() -> None:
+    """A list of upstreams is ordered by priority; an address that is written twice is one target."""
+    text = """\
+embeddings:
+  - model: m
+    upstreams:
+      - {type: grpc, url: "grpc://b:1", priority: 1}
+      - {type: grpc, url: "grpc://a:1", replicas: ["grpc://a:2", "grpc://a:1"]}
+"""
+    route = parse(text, RoutingFile, name="file.yaml").embeddings[0]
+    assert [group.targets for group in route.groups] == [("a:1", "a:2"), ("b:1",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ROUTING.replace("timeout_ms: 3000}}\nrerank", "timeout_m: 3000}}\nrerank"), "did you mean 'timeout_ms'?"),
+        (ROUTING.replace("http://rerank:9002", "rerank:9002"), "file.yaml:5: rerank[0].upstream.url: 'rerank:9002' is no address"),
+        (ROUTING.replace(":9002", ":90020"), "port outside 1 to 65535"),
+        (ROUTING.replace("http://rerank:9002", "grpc://rerank"), "names no port"),
+        (ROUTING.replace('"rerank-base"', '"bge-m3"'), "the name 'bge-m3' stands there twice"),
+        (ROUTING.replace("timeout_seconds: 10", "timeout_seconds: 10, timeout_ms: 1"), "keep one"),
+        (ROUTING.replace("max_top_k: 50", "max_top_k: 0"), "rerank[0].max_top_k"),
+        (ROUTING + "rerank: []\n", "file.yaml:6: key 'rerank' is written twice"),
+        ("embeddings:\n  - {model: m}\n", "needs either upstream or a list upstreams"),
+        ("embeddings: [\n", "file.yaml:2"),
+    ],
+)
+def test_a_bad_routing_file_is_refused_with_line_and_way_out(text: str, expected: str) -> None:
+    """Each mistake is named with its line, its key and what is allowed."""
+    assert expected in refusal(text, RoutingFile)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("api_keys: [{name: a}]", "needs either key or sha256"),
+        ("api_keys: [{sha256: abc}]", "api_keys[0].sha256"),
+        ("api_keys: [a, a]", "stands there twice"),
+        ("api_keys: ['']", "is empty"),
+        ("api_keys: [{key: k, expires: 2027-01-31T00:00:00}]", "needs a time zone"),
+        ("api_key: [a]", "did you mean 'api_keys'?"),
+    ],
+)
+def test_a_bad_auth_file_is_refused_without_telling_a_key(text: str, expected: str) -> None:
+    """Each mistake is named."""
+    assert expected in refusal(text, AuthFile)
+
+
+def test_a_bad_limit_is_refused() -> None:
+    """A bucket without room would refuse everything; that is a mistake."""
+    assert "default.capacity" in refusal("default: {capacity: 0, refill_rate: 1}", RateLimitsFile)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A path that is not there is told as it was given."""
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_routing(tmp_path / "nowhere.yaml")
