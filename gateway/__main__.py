@@ -1,0 +1,32 @@
+"""`python -m gateway`: the gateway process, configured by the environment (quadrate/config/gateway.py)."""
+
+from __future__ import annotations
+
+import sys
+
+from gateway.process import Gateway
+from quadrate.config.gateway import load_gateway_settings
+from quadrate.errors import ConfigError
+from quadrate.server import run
+from quadrate.telemetry import Telemetry, log
+
+
+async def serve() -> None:
+    """Serve until told to stop. Raises ConfigError."""
+    telemetry = Telemetry.start(component="gateway", prefix="router")
+    async with Gateway(load_gateway_settings(), telemetry) as gateway:
+        await gateway.server.run()
+
+
+def main() -> int:
+    """Return the exit status: 0 after a wish to stop, 2 if something configured cannot be used."""
+    try:
+        run(serve())
+    except ConfigError as exc:
+        log.fatal("cannot start", reason=str(exc))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What there is to call: cards, states and tokenizers of the models behind the routes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.embedding import MAX_INPUTS
+from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize
+from gateway.work import check_contents
+from quadrate.v1 import model_pb2, options_pb2
+
+if TYPE_CHECKING:
+    from gateway.auth import Principal
+    from gateway.routes import Pool, Routes
+    from gateway.work import EmbedWork
+    from quadrate.server import Call
+    from quadrate.tokenizer import TextTokenizer
+
+
+class Models:
+    """The catalogue as callers see it: what the routes allow, with what the workers say."""
+
+    def __init__(self, routes: Routes, *, list_disabled: bool, max_request_tokens: int) -> None:
+        self._routes = routes
+        self._list_disabled = list_disabled
+        self._max_request_tokens = max_request_tokens
+
+    def cards(self, principal: Principal) -> list[model_pb2.Model]:
+        """Return the cards of all models a caller may call, ordered by name."""
+        return [_card(pool) for pool in self._routes.visible(principal, with_disabled=self._list_disabled)]
+
+    def card(self, name: str, principal: Principal) -> model_pb2.Model:
+        """Return one card by alias or served name. Raises ModelNotFound, PermissionDenied."""
+        return _card(self._routes.any_task(name, principal))
+
+    def tokenizer(self, name: str, principal: Principal) -> TextTokenizer:
+        """Return a model's tokenizer. Raises ModelNotFound, PermissionDenied, Unavailable."""
+        return self._routes.any_task(name, principal).facts.tokenizer
+
+    async def tokenize(self, work: EmbedWork, principal: Principal, call: Call) -> model_pb2.TokenizeResponse:
+        """Return the ids that embedding the inputs would read. Runs no model and charges nothing. Raises QuadrateError."""
+        with call.trace.stage("validate"):
+            pool = self._routes.any_task(work.model, principal)
+            call.log["model"] = pool.alias
+            call.log["inputs"] = len(work.contents)
+            check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
+            check_ids(work.contents, pool.facts, work.name)
+            prompt = prompt_for(pool.facts.card, work.reading)
+        with call.trace.stage("tokenise"):
+            found = await tokenize(work.contents, prompt, pool.tokenizer)
+            tokens = fit(found, pool.tokenizer, truncation=work.reading.truncation or options_pb2.RIGHT, name=work.name)
+            check_total(tokens.total, self._max_request_tokens, names=work.names)
+        call.log["tokens"] = tokens.total
+        answer = model_pb2.TokenizeResponse(model=work.model)
+        for place, content in enumerate(tokens.ids):
+            ids = [*pool.tokenizer.prefix_ids, *content, *pool.tokenizer.suffix_ids]
+            usage = options_pb2.Usage(tokens=len(ids), tokens_cut=tokens.cut.get(place, 0))
+            answer.tokenizations.add(index=place, ids=ids, usage=usage)
+        answer.usage.tokens = tokens.total
+        answer.usage.tokens_cut = sum(tokens.cut.values())
+        return answer
+
+
+def _card(pool: Pool) -> model_pb2.Model:
+    """Return a model's card: as its worker gave it, under the route's names, with the state it has here."""
+    card = model_pb2.Model(task=pool.task)  # type: ignore[arg-type] # an enum's number
+    if pool.known is not None:
+        card.CopyFrom(pool.known.card)
+    card.name = pool.alias
+    card.served_name = pool.route.served_name or card.served_name
+    card.state, card.state_reason = _state(pool)
+    return card
+
+
+def _state(pool: Pool) -> tuple[model_pb2.ModelState, str]:
+    if not pool.route.enabled:
+        return model_pb2.MODEL_STATE_DISABLED, "switched off in the routes"
+    if pool.serving:
+        return model_pb2.MODEL_STATE_READY, ""
+    return model_pb2.MODEL_STATE_UNAVAILABLE, "; ".join(dict.fromkeys(replica.reason for replica in pool.replicas))

@@ -1,0 +1,115 @@
+"""One worker process as the gateway sees it: a channel for the life of the process, the calls on it, and its errors as ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+
+from quadrate.errors import BY_REASON, BY_STATUS, Internal, QuadrateError, Unavailable
+from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+MAX_ANSWER_BYTES = 64 * 2**20
+"""Room for 2,048 vectors of 4,096 floats twice over, and what workers send at most."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # A worker that comes back is found within a second; the default back-off grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A worker that hangs with its sockets open is left when it does not answer pings.
+    ("grpc.keepalive_time_ms", 6000),
+    ("grpc.keepalive_timeout_ms", 3000),
+    # Workers are named by operators: no proxy of the environment and no DNS record may send requests elsewhere.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # Each peer has connections of its own, so that one that is closed takes no other with it.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Peer:
+    """A channel to `host:port` and the calls that the gateway makes on it."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.outstanding_tokens = 0
+        """Tokens sent and not yet answered, of all models."""
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self.embed = self._unary("/quadrate.v1.EmbedService/Embed", embed_pb2.EmbedRequest, embed_pb2.EmbedResponse)
+        self.rerank = self._unary("/quadrate.v1.RerankService/Rerank", rerank_pb2.RerankRequest, rerank_pb2.RerankResponse)
+        self._list = self._unary("/quadrate.v1.ModelService/ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse)
+        self._tokenizer = self._channel.unary_stream(
+            "/quadrate.v1.ModelService/GetTokenizer",
+            request_serializer=model_pb2.GetTokenizerRequest.SerializeToString,
+            response_deserializer=model_pb2.GetTokenizerResponse.FromString,
+        )
+        self._watch = self._channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+
+    def _unary(self, method: str, request: Any, response: Any) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
+        return self._channel.unary_unary(method, request_serializer=request.SerializeToString, response_deserializer=response.FromString)
+
+    async def models(self) -> list[model_pb2.Model]:
+        """Return the cards of all models it has. Raises grpc.aio.AioRpcError."""
+        answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0)
+        return list(answer.models)
+
+    async def tokenizer(self, model: str) -> bytes:
+        """Return a model's tokenizer.json. Raises grpc.aio.AioRpcError."""
+        call = self._tokenizer(model_pb2.GetTokenizerRequest(model=model), timeout=30.0)
+        return b"".join([piece.chunk async for piece in call])
+
+    async def health(self, service: str) -> AsyncGenerator[int, None]:
+        """Give each health status of a service as it changes, until the connection is lost. Raises grpc.aio.AioRpcError."""
+        call = self._watch(health_pb2.HealthCheckRequest(service=service))
+        try:
+            async for answer in call:
+                yield answer.status
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end with CANCELLED."""
+        await self._channel.close(None)
+
+
+def translate(error: grpc.aio.AioRpcError) -> QuadrateError:
+    """Return an upstream's error as ours, with its reason and parameter where it gave them."""
+    info, retry = _details(error)
+    kind = BY_REASON.get(info.reason) if info is not None else None
+    if kind is None:
+        kind = BY_STATUS.get(error.code(), Internal)
+    if kind is Unavailable and info is None:  # made by the transport: its text speaks of sockets and addresses
+        return Unavailable("The worker that serves this model was lost before it answered. Try again.")
+    param = info.metadata.get("param") or None if info is not None else None
+    return kind(error.details() or f"The worker answered {error.code().name} without a reason.", param=param, retry_after_seconds=retry)
+
+
+def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
+    trailers: Any = error.trailing_metadata() or ()
+    packed = next((value for key, value in trailers if key == "grpc-status-details-bin"), None)
+    if not isinstance(packed, bytes):
+        return None, None
+    info, seconds = None, None
+    for detail in status_pb2.Status.FromString(packed).details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            seconds = retry.retry_delay.ToTimedelta().total_seconds()
+    return info, seconds

@@ -1,0 +1,95 @@
+"""How the gateway's parts are put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from aiohttp import web
+
+from gateway.admission import Admission
+from gateway.auth import Authenticator
+from gateway.cohere import CohereService
+from gateway.embedding import Embedding
+from gateway.mesh_metrics import MeshMetrics
+from gateway.models import Models
+from gateway.native import EmbedService, ModelService, RerankService
+from gateway.openai import OpenAiService
+from gateway.readiness import Readiness
+from gateway.reranking import Reranking, RerankLimits
+from gateway.routes import Routes
+from quadrate.config.auth import load_auth
+from quadrate.config.gateway import not_yet_used
+from quadrate.config.rate_limits import load_rate_limits
+from quadrate.config.routing import load_routing
+from quadrate.health import Health
+from quadrate.server import Server
+from quadrate.telemetry import log
+
+if TYPE_CHECKING:
+    from quadrate.config.gateway import GatewaySettings
+    from quadrate.server import Service
+    from quadrate.telemetry import Telemetry
+
+
+class Gateway:
+    """One gateway: its server and its routes. An async context manager.
+
+    Raises ConfigError when a file cannot be used.
+    """
+
+    def __init__(self, settings: GatewaySettings, telemetry: Telemetry) -> None:
+        self.settings = settings
+        self.routes = Routes(load_routing(settings.routing_path), telemetry.metrics)
+        admission = Admission(Authenticator(load_auth(settings.auth_path)), request_timeout_seconds=settings.request_timeout_seconds)
+        health = Health()
+        self.readiness = Readiness(self.routes, health, telemetry.metrics)
+        self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
+        self.server = Server(
+            telemetry=telemetry,
+            health=health,
+            services=self._services(admission, telemetry),
+            host=settings.host,
+            port=settings.port,
+            http_port=settings.http_port,
+            http_routes=[web.get("/metrics/mesh", self._mesh.handle)],
+            readiness=self.readiness.report,
+            reflection_on=settings.reflection,
+        )
+        _tell_what_is_not_enforced(settings)
+
+    def _services(self, admission: Admission, telemetry: Telemetry) -> list[Service]:
+        settings, metrics = self.settings, telemetry.metrics
+        embedding = Embedding(self.routes, metrics, max_request_tokens=settings.safe_request_token_limit)
+        limits = RerankLimits(
+            documents=settings.max_documents,
+            document_characters=settings.max_document_characters,
+            document_tokens=settings.document_token_limit,
+            request_tokens=settings.safe_request_token_limit,
+        )
+        reranking = Reranking(self.routes, metrics, limits)
+        models = Models(self.routes, list_disabled=settings.allow_disabled_models, max_request_tokens=settings.safe_request_token_limit)
+        return [
+            EmbedService(admission, embedding),
+            RerankService(admission, reranking),
+            ModelService(admission, models),
+            OpenAiService(admission, embedding, models),
+            CohereService(admission, reranking),
+        ]
+
+    async def __aenter__(self) -> Self:
+        await self.server.start()
+        self._mesh.http_port = self.server.http_port
+        await self.routes.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.stop()
+        await self.routes.__aexit__()
+
+
+def _tell_what_is_not_enforced(settings: GatewaySettings) -> None:
+    limits = load_rate_limits(settings.rate_limits_path)
+    written = sorted(limits.model_dump(exclude_none=True, exclude_defaults=True))
+    log.warn("rate limits were read and are not enforced by this version", file=str(settings.rate_limits_path), limits=written)
+    for name in not_yet_used():
+        log.warn("a variable is set that this version does not use", variable=name)

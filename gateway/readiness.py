@@ -1,0 +1,81 @@
+"""Whether the gateway can serve: one line for each upstream, for `/health/ready`, `grpc.health.v1` and metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.routes import EMBED, RERANK
+from quadrate.telemetry import log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.routes import Pool, Routes
+    from quadrate.health import Health
+    from quadrate.telemetry import Metrics
+
+SERVICES = {
+    "quadrate.v1.EmbedService": EMBED,
+    "quadrate.openai.v1.OpenAiService": EMBED,
+    "quadrate.v1.RerankService": RERANK,
+    "quadrate.cohere.v1.CohereService": RERANK,
+}
+"""The services that serve while a model for their task does. ModelService needs none."""
+
+
+class Readiness:
+    """Follows the routes and states what is so.
+
+    *ok*: every upstream of every enabled model serves. *degraded*: some do not, and a model can be served. *unavailable*: no enabled
+    model can be served.
+    """
+
+    def __init__(self, routes: Routes, health: Health, metrics: Metrics) -> None:
+        self._pools = [pool for pool in routes.pools if pool.route.enabled]
+        self._health = health
+        self._metrics = metrics
+        self._before = "unavailable"
+        health.set("quadrate.v1.ModelService", serving=True)
+        self.update()
+        routes.listen(self.update)
+
+    @property
+    def status(self) -> str:
+        """The state in one word."""
+        if not any(pool.serving for pool in self._pools):
+            return "unavailable"
+        whole = all(replica.facts is not None for pool in self._pools for replica in pool.replicas)
+        return "ok" if whole else "degraded"
+
+    def report(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether something can be served, and what GET /health/ready says."""
+        status = self.status
+        return status != "unavailable", {"status": status, "upstreams": list(_lines(self._pools))}
+
+    def update(self) -> None:
+        """State what is so now over grpc.health.v1, and count when it left ok."""
+        status = self.status
+        if status != self._before:
+            if self._before == "ok":
+                self._metrics.counter("router_readiness_degraded_total", status).inc()
+            log.info("readiness changed", before=self._before, now=status)
+            self._before = status
+        for pool in self._pools:
+            self._health.set(f"model/{pool.alias}", serving=pool.serving, reason="no upstream serves it")
+        for service, task in SERVICES.items():
+            serving = any(pool.serving for pool in self._pools if pool.task == task)
+            self._health.set(service, serving=serving, reason="no model for it is served")
+        self._health.set("", serving=status != "unavailable", reason="no enabled model can be served")
+
+
+def _lines(pools: Sequence[Pool]) -> list[Mapping[str, str]]:
+    return [
+        {
+            "name": f"{pool.alias}@{replica.peer.target}",
+            "type": replica.upstream.type,
+            "status": "ok" if replica.facts is not None else "unavailable",
+            "reason": replica.reason,
+        }
+        for pool in pools
+        for replica in pool.replicas
+    ]

@@ -1,0 +1,119 @@
+"""How inputs become token ids: prompts by role, truncation, and limits, all decided before anything is sent to a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.work import refuse_nul
+from quadrate.errors import EmptyInput, InvalidArgument
+from quadrate.v1.options_pb2 import DOCUMENT, NONE, QUERY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.replica import Facts
+    from gateway.work import Content, Name, Reading
+    from quadrate.tokenizer import TextTokenizer
+    from quadrate.v1.model_pb2 import Model
+
+_ROLES: dict[int, str] = {QUERY: "query", DOCUMENT: "document"}
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Inputs as the model will read them.
+
+    Args:
+        ids: Content ids of each input, prompt included, cut to what the model reads.
+        cut: How many tokens were cut of each, by position; positions without a cut are left out.
+        total: Tokens of all inputs together, special tokens included: what is charged.
+        seconds: How long it took to find them.
+    """
+
+    ids: list[Sequence[int]]
+    cut: dict[int, int]
+    total: int
+    seconds: float = 0.0
+
+
+def prompt_for(card: Model, reading: Reading) -> str:
+    """Return what is put before each text. Raises InvalidArgument for two ways to say it at once, or an unknown name."""
+    if reading.prompt is not None:
+        if reading.prompt_name is not None or reading.role:
+            raise InvalidArgument("prompt excludes prompt_name and role: it is used as it stands. Keep one.", param="prompt")
+        refuse_nul(reading.prompt, param="prompt")
+        return reading.prompt
+    if reading.prompt_name is not None:
+        return _named(card, reading)
+    if reading.role:
+        if reading.role not in _ROLES:
+            raise InvalidArgument(f"role {reading.role} is not known; use QUERY or DOCUMENT.", param="role")
+        return card.prompts.get(_ROLES[reading.role], "")
+    return card.prompts[card.default_prompt_name] if card.default_prompt_name else ""
+
+
+def _named(card: Model, reading: Reading) -> str:
+    if reading.role:
+        raise InvalidArgument("prompt_name and role both choose a prompt. Keep one.", param="prompt_name")
+    name = reading.prompt_name or ""
+    if name not in card.prompts:
+        known = ", ".join(f"'{known}'" for known in sorted(card.prompts)) or "none"
+        raise InvalidArgument(f"prompt_name is not a prompt of this model; its prompts: {known}.", param="prompt_name")
+    return str(card.prompts[name])
+
+
+def truncation_for(card: Model, asked: int) -> int:
+    """Return what happens to inputs that are too long: as the request says, else as the card says, else NONE."""
+    return asked or card.truncation or NONE
+
+
+async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextTokenizer) -> list[list[int]]:
+    """Return the content ids of each input, nothing cut. Texts get the prompt, ids stand as they are."""
+    texts = [prompt + content if prompt else content for content in contents if type(content) is str]
+    if len(texts) == len(contents):
+        return await tokenizer.encode_async(texts)
+    found = iter(await tokenizer.encode_async(texts) if texts else ())
+    return [next(found) if type(content) is str else content for content in contents]  # type: ignore[misc] # the rest are ids
+
+
+def check_ids(contents: Sequence[Content], facts: Facts, name: Name) -> None:
+    """Refuse token ids that the model does not have. Raises InvalidArgument."""
+    for position, content in enumerate(contents):
+        if type(content) is list:
+            facts.tokenizer.check_ids(content, param=name(position))
+
+
+def fit(found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, name: Name, limit: int | None = None) -> Tokens:
+    """Cut inputs to what the model reads, or refuse them. Raises ContextLengthExceeded, EmptyInput."""
+    cut: dict[int, int] = {}
+    total = len(found) * tokenizer.special_count
+    room = tokenizer.max_content_tokens if limit is None else min(limit, tokenizer.max_content_tokens)
+    ids: list[Sequence[int]] = []
+    for position, content in enumerate(found):
+        length = len(content)
+        if length > room:
+            kept, cut[position] = tokenizer.fit(content, truncation, param=name(position), limit=limit)  # type: ignore[arg-type] # an enum's number
+            ids.append(kept)
+            total += len(kept)
+            continue
+        if not length:
+            raise unreadable(name(position))
+        ids.append(content)
+        total += length
+    return Tokens(ids, cut, total)
+
+
+def unreadable(param: str) -> EmptyInput:
+    """Return the error for a text of which the tokenizer keeps nothing, such as blanks."""
+    return EmptyInput(f"{param} holds nothing that the model reads, only blanks or characters it drops. Leave it out.", param=param)
+
+
+def check_total(total: int, limit: int, *, names: str) -> None:
+    """Refuse a request of too many tokens in all. Raises InvalidArgument."""
+    if total > limit:
+        raise InvalidArgument(
+            f"{names} have {total} tokens in all; at most {limit} are allowed in one request. Send several requests.",
+            param=names,
+            code="too_many_tokens",
+        )

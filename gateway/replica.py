@@ -1,0 +1,184 @@
+"""One model at one worker: whether it serves, and calls to it.
+
+    away ──(the worker lists the model; its health says SERVING; its tokenizer is here)──► serving
+      ▲                                                                                      │
+      └──────────(health says something else, or the connection is lost)─────────────────────┘
+
+A Watch stream is open as long as the connection is, so a worker that ends or stops serving is left at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from gateway.peers import translate
+from gateway.tokenizers import TokenizerError
+from quadrate.errors import DeadlineExceeded
+from quadrate.telemetry import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.peers import Peer
+    from gateway.tokenizers import Tokenizers
+    from quadrate.config.routing import Route, Upstream
+    from quadrate.server import Call
+    from quadrate.telemetry import Metrics
+    from quadrate.tokenizer import TextTokenizer
+    from quadrate.v1 import model_pb2
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 1.0
+_NO_HTTP = "it does not speak quadrate.v1 over gRPC, and upstreams that speak HTTP are not served by this version"
+_NO_TLS = "TLS to upstreams is not served by this version; write grpc:// or http://"
+_NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a serving replica said of itself."""
+
+    card: model_pb2.Model
+    tokenizer: TextTokenizer
+
+
+class Replica:
+    """One model at one worker.
+
+    Args:
+        route: Whose model it is.
+        task: What the route's model is for, a number of model_pb2.Task.
+        upstream: The entry of the routing file that names the worker.
+        peer: The worker.
+        changed: Called when it begins or ceases to serve.
+    """
+
+    def __init__(
+        self, *, route: Route, task: int, upstream: Upstream, peer: Peer, metrics: Metrics, changed: Callable[[Replica], None]
+    ) -> None:
+        self.route = route
+        self.task = task
+        self.upstream = upstream
+        self.peer = peer
+        self.facts: Facts | None = None
+        """Set exactly while it serves."""
+        self.reason = "not asked yet"
+        """Why it does not serve."""
+        self._metrics = metrics
+        self._changed = changed
+        explicit = upstream.timeout_ms is not None or upstream.timeout_seconds is not None
+        self._timeout_seconds = upstream.timeout if explicit else None
+        self._latency = metrics.histogram("router_upstream_latency_seconds", peer.target, route.model)
+
+    async def follow(self, tokenizers: Tokenizers) -> None:
+        """Keep `facts` true for as long as the task runs."""
+        if self.upstream.url.startswith(("https:", "grpcs:")):
+            self._away(_NO_TLS)
+            return
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                card = await self._find()
+                if card is not None and await self._watch(card.name, tokenizers):
+                    pause = FIRST_PAUSE_SECONDS
+            except grpc.aio.AioRpcError as exc:
+                self._away(self._explain(exc))
+            except TokenizerError as exc:
+                self._away(str(exc))
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, guards nothing
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def send(self, method: str, request: Any, *, tokens: int, call: Call) -> Any:
+        """Call `embed` or `rerank` and return the answer.
+
+        The caller's deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
+        Raises QuadrateError, Unavailable if the worker is lost.
+        """
+        timeout = self._time_left(call)
+        started = time.perf_counter()
+        self.peer.outstanding_tokens += tokens
+        try:
+            with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
+                metadata = (*stage.headers(), ("x-request-id", call.request_id))
+                return await getattr(self.peer, method)(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as exc:
+            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.code().name).inc()
+            raise translate(exc) from exc
+        finally:
+            self.peer.outstanding_tokens -= tokens
+            self._latency.observe(time.perf_counter() - started)
+
+    def _time_left(self, call: Call) -> float | None:
+        left = call.remaining_seconds()
+        if left is not None and left <= 0:
+            raise DeadlineExceeded("The deadline had passed before the request was sent to a worker. Allow more time.")
+        if self._timeout_seconds is None:
+            return left
+        return self._timeout_seconds if left is None else min(left, self._timeout_seconds)
+
+    async def _find(self) -> model_pb2.Model | None:
+        """Return the worker's card of the route's model, by alias or else by served name."""
+        cards = [card for card in await self.peer.models() if card.task == self.task]
+        for card in (*cards, *(card for card in cards if card.served_name in self.route.names)):
+            if card.name == self.route.model or card.served_name in self.route.names:
+                return card
+        names = ", ".join(sorted(card.name for card in cards)) or "none"
+        self._away(f"the worker does not have this model; its models for the task: {names}")
+        return None
+
+    async def _watch(self, name: str, tokenizers: Tokenizers) -> bool:
+        """Follow the model's health until the worker forgets it or is lost; tell whether it was serving meanwhile."""
+        served = False
+        async with contextlib.aclosing(self.peer.health(f"model/{name}")) as statuses:
+            async for status in statuses:
+                if status == HealthCheckResponse.SERVING:
+                    served = await self._serve(tokenizers) or served
+                elif status == HealthCheckResponse.SERVICE_UNKNOWN:
+                    self._away("the worker's health does not know this model yet")
+                    return served
+                else:
+                    await self._find_reason()
+        self._away("its connection was closed")
+        return served
+
+    async def _serve(self, tokenizers: Tokenizers) -> bool:
+        card = await self._find()
+        if card is None:
+            return False
+        self.facts = Facts(card, await tokenizers.of(card, self.peer))
+        self.reason = ""
+        log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
+        self._changed(self)
+        return True
+
+    async def _find_reason(self) -> None:
+        self._away("its health says that it does not serve")
+        card = await self._find()
+        if card is not None and card.state_reason:
+            self.reason = card.state_reason
+
+    def _away(self, reason: str) -> None:
+        served, self.facts = self.facts is not None, None
+        if served or reason != self.reason:
+            log.warn("upstream is away", model=self.route.model, upstream=self.peer.target, reason=reason)
+        self.reason = reason
+        if served:
+            self._changed(self)
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> str:
+        """Say why the worker cannot be asked."""
+        text = error.details() or error.code().name
+        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and any(word in text.lower() for word in _NOT_REACHED)
+        if unreached or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "cannot be reached"
+        if self.upstream.type != "grpc":
+            return _NO_HTTP
+        return f"{error.code().name}: {text[:200]}"

@@ -1,0 +1,194 @@
+"""Reranking, whatever the wire: validate everything, tokenise, route, call."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.reading import check_ids, check_total, fit, tokenize, truncation_for, unreadable
+from gateway.routes import RERANK
+from gateway.work import check_contents, empty, refuse_nul
+from quadrate.errors import ContextLengthExceeded, Internal, InvalidArgument, Unimplemented
+from quadrate.v1 import options_pb2, rerank_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.auth import Principal
+    from gateway.reading import Tokens
+    from gateway.replica import Facts
+    from gateway.routes import Pool, Routes
+    from gateway.work import Content, RerankWork
+    from quadrate.server import Call
+    from quadrate.telemetry import Metrics
+    from quadrate.tokenizer import TextTokenizer
+    from quadrate.v1.model_pb2 import Model
+
+_QUERY = "query"
+_MOST_NAMED = 20
+"""Documents that one warning names at most; what is longer helps nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankLimits:
+    """What one rerank request may ask for.
+
+    Args:
+        documents: How many documents.
+        document_characters: The length of one document.
+        document_tokens: Content tokens of one document; None: what the model reads.
+        request_tokens: Tokens of the query and all documents.
+    """
+
+    documents: int
+    document_characters: int
+    document_tokens: int | None
+    request_tokens: int
+
+
+class Reranking:
+    """Serves reranking over the routes."""
+
+    def __init__(self, routes: Routes, metrics: Metrics, limits: RerankLimits) -> None:
+        self._routes = routes
+        self._metrics = metrics
+        self._limits = limits
+
+    async def rerank(self, work: RerankWork, principal: Principal, call: Call) -> rerank_pb2.RerankResponse:
+        """Return the documents by relevance. Raises QuadrateError; then nothing was charged."""
+        started = time.perf_counter()
+        with call.trace.stage("validate"):
+            pool = self._validate(work, principal, call)
+            facts = pool.facts
+            truncation = self._truncation(work, facts.card)
+            texts, shortened = self._shorten(work, truncation)
+        with call.trace.stage("tokenise"):
+            query, tokens = await self._tokenize(work, texts, facts, truncation)
+        call.log["tokens"] = tokens.total
+        request = _request(work, facts.card, query, tokens)
+        answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, tokens=tokens.total, call=call)
+        with call.trace.stage("respond"):
+            _complete(answer, work, tokens, shortened)
+            answer.timings.total_seconds = time.perf_counter() - started
+        self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
+        return answer
+
+    def _validate(self, work: RerankWork, principal: Principal, call: Call) -> Pool:
+        pool = self._routes.find(RERANK, work.model, principal)
+        call.log["model"] = pool.alias
+        call.log["inputs"] = len(work.documents)
+        if not work.query:
+            raise empty(_QUERY)
+        if type(work.query) is str:
+            refuse_nul(work.query, param=_QUERY)
+        check_contents(work.documents, names="documents", name=work.name, limit=self._limits.documents)
+        _check_top_n(work, pool)
+        _check_form(work)
+        check_ids((work.query,), pool.facts, lambda _: "query_token_ids")
+        check_ids(work.documents, pool.facts, work.name)
+        return pool
+
+    async def _tokenize(self, work: RerankWork, documents: Sequence[Content], facts: Facts, truncation: int) -> tuple[list[int], Tokens]:
+        """Return the query's ids and the documents' tokens, whose total counts the query once."""
+        started = time.perf_counter()
+        query, *found = await tokenize((work.query, *documents), "", facts.tokenizer)
+        _check_query(query, facts.tokenizer)
+        tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, limit=self._document_limit(work))
+        tokens.total += facts.tokenizer.count(query)
+        check_total(tokens.total, self._limits.request_tokens, names="query and documents")
+        tokens.seconds = time.perf_counter() - started
+        return query, tokens
+
+    def _truncation(self, work: RerankWork, card: Model) -> int:
+        """Return what happens to documents that are too long. Asking for so many tokens of each is asking for a cut."""
+        asked = truncation_for(card, work.truncation)
+        wants_cut = work.cut_documents or work.max_tokens_per_doc is not None
+        return options_pb2.RIGHT if wants_cut and asked == options_pb2.NONE else asked
+
+    def _document_limit(self, work: RerankWork) -> int | None:
+        limits = [limit for limit in (work.max_tokens_per_doc, self._limits.document_tokens) if limit is not None]
+        return min(limits, default=None)
+
+    def _shorten(self, work: RerankWork, truncation: int) -> tuple[Sequence[Content], list[int]]:
+        """Cut documents to the limit on characters, or refuse them. Returns them, and the positions of those that were cut."""
+        limit = self._limits.document_characters
+        long = [place for place, document in enumerate(work.documents) if type(document) is str and len(document) > limit]
+        if not long:
+            return work.documents, long
+        if truncation == options_pb2.NONE:
+            raise ContextLengthExceeded(
+                f"{work.name(long[0])} has {len(work.documents[long[0]])} characters; at most {limit} are allowed. "
+                "Shorten it, or ask for truncation.",
+                param=work.name(long[0]),
+            )
+        documents = list(work.documents)
+        for place in long:
+            documents[place] = documents[place][:limit] if truncation == options_pb2.RIGHT else documents[place][-limit:]
+        return documents, long
+
+
+def _check_top_n(work: RerankWork, pool: Pool) -> None:
+    if work.top_n is None:
+        return
+    if work.top_n < 1:
+        raise InvalidArgument(f"{work.top_name} is {work.top_n}; ask for at least 1, or leave it out for all.", param=work.top_name)
+    if pool.max_top_n is not None and work.top_n > pool.max_top_n:
+        raise InvalidArgument(
+            f"{work.top_name} is {work.top_n}; '{pool.alias}' answers at most {pool.max_top_n}. Ask for fewer.", param=work.top_name
+        )
+
+
+def _check_form(work: RerankWork) -> None:
+    if work.max_tokens_per_doc is not None and work.max_tokens_per_doc < 1:
+        raise InvalidArgument(f"max_tokens_per_doc is {work.max_tokens_per_doc}; ask for at least 1.", param="max_tokens_per_doc")
+    if work.instruction is not None:
+        raise InvalidArgument("This model takes no instruction. Leave it out.", param="instruction")
+    if work.raw_scores:
+        raise Unimplemented("This version does not serve raw scores. Leave raw_scores out.", param="raw_scores")
+    if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.truncation):
+        raise InvalidArgument(f"truncation {work.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
+    if work.return_documents and any(type(document) is not str for document in work.documents):
+        raise InvalidArgument(
+            "return_documents cannot repeat documents that came as token ids. Send texts, or leave it out.", param="return_documents"
+        )
+
+
+def _check_query(query: list[int], tokenizer: TextTokenizer) -> None:
+    """Refuse a query that the model cannot read whole: it is never cut."""
+    if not query:
+        raise unreadable(_QUERY)
+    tokenizer.fit(query, options_pb2.NONE, param=_QUERY)
+
+
+def _request(work: RerankWork, card: Model, query: list[int], tokens: Tokens) -> rerank_pb2.RerankRequest:
+    documents = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
+    request = rerank_pb2.RerankRequest(model=card.name, documents=documents, query_token_ids=options_pb2.TokenIds(ids=query))
+    if work.top_n is not None:
+        request.top_n = min(work.top_n, len(documents))
+    return request
+
+
+def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, tokens: Tokens, shortened: list[int]) -> None:
+    """Say in the answer what only the gateway knows."""
+    expected = len(work.documents) if work.top_n is None else min(work.top_n, len(work.documents))
+    if len(answer.results) != expected:
+        raise Internal(f"A worker answered {len(answer.results)} results where {expected} were due.")
+    answer.model = work.model
+    for result in answer.results:
+        if work.return_documents:
+            result.document.text = str(work.documents[result.index])
+        if result.index in tokens.cut:
+            result.usage.tokens_cut = tokens.cut[result.index]
+    answer.usage.tokens_cut = sum(tokens.cut.values())
+    cut = sorted({*tokens.cut, *shortened})
+    if cut:
+        answer.warnings.append(_cut_warning(cut))
+    answer.timings.tokenize_seconds = tokens.seconds
+
+
+def _cut_warning(cut: list[int]) -> str:
+    named = ", ".join(str(place) for place in cut[:_MOST_NAMED])
+    more = f" and {len(cut) - _MOST_NAMED} more" if len(cut) > _MOST_NAMED else ""
+    subject = f"Document {named} was" if len(cut) == 1 else f"Documents {named}{more} were"
+    return f"{subject} longer than the limit and cut; what was cut did not count towards the score."

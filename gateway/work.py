@@ -1,0 +1,108 @@
+"""What a caller asks for, once a door has read it: one shape for every wire, with the caller's own names for errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Content = str | list[int]
+    """A text, or the content ids of one."""
+    Name = Callable[[int], str]
+    """What the caller calls the item at a position, for example `input[3]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How inputs are to be read. Enums are the numbers of quadrate.v1; 0 means not said."""
+
+    role: int = 0
+    prompt: str | None = None
+    prompt_name: str | None = None
+    truncation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedWork:
+    """Inputs to embed.
+
+    Args:
+        model: As the caller wrote it.
+        contents: What to embed, in order.
+        name: What the caller calls each input.
+        names: What the caller calls all inputs together.
+    """
+
+    model: str
+    contents: Sequence[Content]
+    name: Name
+    names: str
+    reading: Reading = Reading()
+    dimensions: int | None = None
+    outputs: tuple[int, ...] = ()
+    value_type: int = 0
+    normalize: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankWork:
+    """Documents to order.
+
+    Args:
+        model: As the caller wrote it.
+        query: The question; a text or content ids.
+        documents: What to order.
+        name: What the caller calls each document.
+        top_name: What the caller calls `top_n`.
+        cut_documents: Cut what is too long, and name it in the answer's warnings. Otherwise `truncation` rules.
+    """
+
+    model: str
+    query: Content
+    documents: Sequence[Content]
+    name: Name
+    top_n: int | None = None
+    top_name: str = "top_n"
+    return_documents: bool = False
+    max_tokens_per_doc: int | None = None
+    truncation: int = 0
+    cut_documents: bool = False
+    raw_scores: bool = False
+    instruction: str | None = None
+
+
+def check_contents(contents: Sequence[Content], *, names: str, name: Name, limit: int) -> None:
+    """Refuse a list of inputs or documents that cannot be worked on, whatever the model.
+
+    Raises:
+        EmptyInput: There are none, or one is empty.
+        TooManyInputs: There are more than `limit`.
+        InvalidArgument: A text holds a NUL character.
+    """
+    if not contents:
+        raise EmptyInput(f"{names} is empty. Send at least one.", param=names)
+    if len(contents) > limit:
+        raise TooManyInputs(
+            f"{names} holds {len(contents)} items; at most {limit} are allowed in one request. Send several requests.", param=names
+        )
+    if not all(contents):
+        raise empty(name(next(position for position, content in enumerate(contents) if not content)))
+    for position, content in enumerate(contents):
+        if type(content) is str and "\0" in content:
+            refuse_nul(content, param=name(position))
+
+
+def empty(param: str) -> EmptyInput:
+    """Return the error for a text or a list of ids with nothing in it."""
+    return EmptyInput(f"{param} is empty. Leave it out, or send something to read.", param=param)
+
+
+def refuse_nul(text: str, *, param: str) -> None:
+    """Raise InvalidArgument for a NUL character, which is no text and ends strings early in other programs."""
+    position = text.find("\0")
+    if position >= 0:
+        raise InvalidArgument(f"{param} holds a NUL character (U+0000) at position {position}. Remove it.", param=param)

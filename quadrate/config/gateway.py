@@ -1,0 +1,92 @@
+"""The gateway's settings, from the environment. Names begin with `ROUTER_`: operators' runbooks call the gateway the router."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import pydantic
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
+
+NOT_YET_USED = ("ROUTER_TOKENIZER_NAME", "ROUTER_FEATURE_FLAGS", "ROUTER_ROUTING_RELOAD_INTERVAL_SECONDS")
+"""Names of an earlier deployment that this version accepts and does not act on. The gateway says so at start if one is set."""
+
+
+class GatewaySettings(BaseSettings):
+    """What one gateway process is told. Every field is the environment variable `ROUTER_` and its name, unless it says another."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROUTER_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    """The address to listen on. `0.0.0.0` where other machines call the gateway itself, as in a container."""
+    port: Port = 8000
+    """The gRPC port. 0 takes a free one."""
+    http_port: Port = 8001
+    """The HTTP port for metrics and health. 0 takes a free one."""
+    reflection: bool = True
+    """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
+    routing_path: Path = Path("configs/routing.yaml")
+    """The file of routes."""
+    auth_path: Path = Path("configs/auth.yaml")
+    """The file of API keys."""
+    rate_limits_path: Path = Path("configs/rate_limits.yaml")
+    """The file of limits. This version reads and checks it, and does not enforce it."""
+    request_timeout_seconds: float = pydantic.Field(default=30.0, gt=0)
+    """The time a request has whose caller sets no deadline."""
+    safe_request_token_limit: int = pydantic.Field(default=524_288, gt=0)
+    """The most tokens of one request, all inputs together. The default is 2,048 inputs of 256 tokens."""
+    document_token_limit: int | None = pydantic.Field(default=None, gt=0)
+    """The most tokens of one document to rerank, special tokens not counted. Unset: the model's own limit."""
+    max_documents: int = pydantic.Field(default=50, gt=0, validation_alias="RERANK_MAX_DOCUMENTS")
+    """The most documents of one rerank request. Set it alike for gateway and rerank worker."""
+    max_document_characters: int = pydantic.Field(default=4096, gt=0, validation_alias="RERANK_MAX_DOCUMENT_LENGTH")
+    """The most characters of one document to rerank. Set it alike for gateway and rerank worker."""
+    allow_disabled_models: bool = False
+    """Whether the list of models names disabled ones, too. They cannot be called either way."""
+    metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Every gateway's `host:http_port`, this one's included, separated by commas, for `/metrics/mesh`. A name with several addresses
+    stands for all of them. Empty: this gateway alone."""
+
+    @pydantic.field_validator("metrics_peers", mode="before")
+    @classmethod
+    def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip())
+
+    @pydantic.field_validator("metrics_peers")
+    @classmethod
+    def _check_peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for peer in value:
+            host, _, port = peer.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - the highest port
+                raise ValueError(f"{peer!r} is no host:port, such as gateway-1:8001")
+        return value
+
+
+def load_gateway_settings() -> GatewaySettings:
+    """Read the environment; raises ConfigError that names each wrong variable."""
+    try:
+        return GatewaySettings()
+    except pydantic.ValidationError as exc:
+        lines = [f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}" for error in exc.errors()]
+        raise ConfigError("\n".join(lines)) from exc
+
+
+def not_yet_used(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the accepted names that are set and change nothing in this version."""
+    given = os.environ if environment is None else environment
+    return tuple(name for name in NOT_YET_USED if given.get(name))
+
+
+def _variable(field: str) -> str:
+    return field if field.startswith("RERANK_") else f"ROUTER_{field.upper()}"
