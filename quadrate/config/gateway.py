@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.shipped import shipped
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class GatewaySettings(BaseSettings):
     """The HTTP port for metrics and health. 0 takes a free one."""
     reflection: bool = True
     """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
-    routing_path: Path = Path("configs/routing.yaml")
-    """The file of routes."""
-    auth_path: Path = Path("configs/auth.yaml")
+    routing_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "routing.yaml")
+    """The file of routes. Unset: `routing.yaml` of the `configs` that come with the code, and so on for the next two."""
+    auth_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "auth.yaml")
     """The file of API keys."""
-    rate_limits_path: Path = Path("configs/rate_limits.yaml")
+    rate_limits_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "rate_limits.yaml")
     """The file of limits. This version reads and checks it, and does not enforce it."""
     request_timeout_seconds: float = pydantic.Field(default=30.0, gt=0)
     """The time a request has whose caller sets no deadline."""
