@@ -145,7 +145,7 @@ def _cors(origins: tuple[str, ...]) -> Tree:
 
 
 def _origin(origin: str) -> Tree:
-    return {"prefix": ""} if origin == "*" else {"exact": origin}
+    return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
 
 
 def _preflight(origin: str) -> Tree:
