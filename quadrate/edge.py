@@ -64,7 +64,6 @@ def configuration(settings: EdgeSettings) -> Tree:
     listener = tree["static_resources"]["listeners"][0]
     listener["address"] = _address(settings.host, settings.port)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    manager["access_log"][0]["typed_config"]["path"] = str(settings.access_log)
     _named(manager["http_filters"], "transcoder")["typed_config"]["proto_descriptor"] = str(folder / "descriptors.binpb")
     clusters = tree["static_resources"]["clusters"]
     _named(clusters, "gateway")["load_assignment"] = _endpoints("gateway", settings.gateways)
@@ -81,8 +80,9 @@ def configuration(settings: EdgeSettings) -> Tree:
 
 def command(config: Path, settings: EdgeSettings) -> list[str]:
     """Return the command line that runs Envoy on a rendered configuration. Raises ConfigError where there is no Envoy."""
-    options = ["--concurrency", str(settings.threads), "--disable-hot-restart", "--log-level", "warning", "--log-format", _LOG_FORMAT]
-    return [str(_binary(settings)), "--config-path", str(config), *options]
+    options = {"--config-path": config, "--concurrency": settings.threads, "--log-level": "warning", "--log-format": _LOG_FORMAT}
+    flags = [str(part) for option in options.items() for part in option]
+    return [str(_binary(settings)), *flags, "--file-flush-interval-msec", "1000", "--disable-hot-restart"]
 
 
 def _binary(settings: EdgeSettings) -> Path:

