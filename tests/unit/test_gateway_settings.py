@@ -1,0 +1,55 @@
+"""The gateway's settings come from the environment and are checked there."""
+
+from __future__ import annotations
+
+import pytest
+
+from quadrate.config.gateway import load_gateway_settings, not_yet_used
+from quadrate.errors import ConfigError
+
+
+def test_names_are_those_of_the_runbooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROUTER_ names, and the two limits that gateway and rerank worker share."""
+    given = {
+        "ROUTER_PORT": "1234",
+        "ROUTER_SAFE_REQUEST_TOKEN_LIMIT": "99",
+        "ROUTER_DOCUMENT_TOKEN_LIMIT": "77",
+        "ROUTER_REQUEST_TIMEOUT_SECONDS": "2.5",
+        "ROUTER_ALLOW_DISABLED_MODELS": "true",
+        "ROUTER_ROUTING_PATH": "/x/routing.yaml",
+        "ROUTER_METRICS_PEERS": "a:1, b:2,",
+        "RERANK_MAX_DOCUMENTS": "7",
+        "RERANK_MAX_DOCUMENT_LENGTH": "8",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = load_gateway_settings()
+    assert (settings.port, settings.safe_request_token_limit, settings.document_token_limit) == (1234, 99, 77)
+    assert (settings.request_timeout_seconds, settings.allow_disabled_models) == (2.5, True)
+    assert str(settings.routing_path) == "/x/routing.yaml"
+    assert settings.metrics_peers == ("a:1", "b:2")
+    assert (settings.max_documents, settings.max_document_characters) == (7, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ROUTER_PORT", "99999"),
+        ("ROUTER_HTTP_PORT", "x"),
+        ("ROUTER_REQUEST_TIMEOUT_SECONDS", "0"),
+        ("RERANK_MAX_DOCUMENTS", "-1"),
+        ("ROUTER_METRICS_PEERS", "nohost"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The sentence begins with the variable."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        load_gateway_settings()
+
+
+def test_names_without_effect_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier deployment's names are accepted; the gateway says that they change nothing."""
+    monkeypatch.setenv("ROUTER_TOKENIZER_NAME", "BAAI/bge-m3")
+    load_gateway_settings()
+    assert not_yet_used() == ("ROUTER_TOKENIZER_NAME",)
