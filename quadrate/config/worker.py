@@ -1,0 +1,129 @@
+"""The workers' settings, from the environment: `EMBED_` and `RERANK_` with the same names after them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import pydantic
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from quadrate.errors import ConfigError
+
+Device = Literal["auto", "cpu", "gpu"]
+Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
+
+_CONFIG = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerSettings(BaseSettings):
+    """What one worker process is told. Every field is an environment variable: `EMBED_` or `RERANK_` and its name, unless it says another."""
+
+    model_config = _CONFIG
+
+    model_name: Annotated[tuple[str, ...], NoDecode] = ()
+    """The models to serve: aliases of the catalogue, separated by commas."""
+    model_mapping: dict[str, str] = pydantic.Field(default_factory=dict)
+    """More names, as a JSON object of name to alias: requests may use either."""
+    models_path: Path = pydantic.Field(default=Path("configs/models.yaml"), validation_alias="QUADRATE_MODELS_PATH")
+    """The catalogue of models. Read by both kinds of worker."""
+    device: Device = "auto"
+    """`cpu`, `gpu` (refuse to start without one), or `auto`: a GPU if ONNX Runtime has one."""
+    precision: Literal["exact", "fast", "small"] = "exact"
+    """The class of arithmetic. This version serves `exact`, float32 throughout, and refuses to start with another."""
+    mixed_precision: bool = False
+    """Half precision where it does no harm. This version refuses to start with it."""
+    quantization: Literal["none", "int8"] = "none"
+    """8-bit weights. This version refuses to start with another than `none`."""
+    max_batch_size: int = pydantic.Field(default=64, gt=0)
+    """The most texts in one run of the model."""
+    max_batch_tokens: int = pydantic.Field(default=384, gt=0)
+    """The most tokens in one run; a longer text runs alone. From 256 to 512 is best on a CPU."""
+    batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)
+    """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""
+    queue_timeout_ms: float = pydantic.Field(default=10_000.0, gt=0)
+    """The longest time until a request's first text runs. One that would wait longer is refused at once."""
+    threads: int = pydantic.Field(default_factory=usable_cores, gt=0)
+    """Cores for the model: so many runs at once. Unset: all that the process may use."""
+    stuck_seconds: float = pydantic.Field(default=10.0, gt=0)
+    """A run that takes longer than this, and 20 times longer than predicted, is stuck: the worker gives up and leaves."""
+    session: Literal["onnx", "null"] = "onnx"
+    """`null` answers without running a model, to measure what is around it. Never for serving."""
+    host: str = "127.0.0.1"
+    """The address to listen on. `0.0.0.0` where other machines call the worker, as in a container."""
+    port: Port = 0
+    """The gRPC port. 0 takes a free one."""
+    http_port: Port = 0
+    """The HTTP port for metrics and health. 0 takes a free one."""
+    reflection: bool = True
+    """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
+    drain_seconds: float = pydantic.Field(default=10.0, ge=0)
+    """How long calls in flight may go on after a signal to stop."""
+
+    @pydantic.field_validator("model_name", mode="before")
+    @classmethod
+    def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    @pydantic.model_validator(mode="after")
+    def _is_served(self) -> WorkerSettings:
+        if self.precision != "exact" or self.mixed_precision or self.quantization != "none":
+            raise ValueError("this version serves precision exact alone; leave precision, mixed_precision and quantization unset")
+        return self
+
+
+class EmbedSettings(WorkerSettings):
+    """The embed worker's settings."""
+
+    model_config = SettingsConfigDict(_CONFIG, env_prefix="EMBED_")
+
+    model_name: Annotated[tuple[str, ...], NoDecode] = ("minilm",)
+    """The models to serve: aliases of the catalogue, separated by commas."""
+    port: Port = 7997
+    """The gRPC port. 0 takes a free one."""
+    http_port: Port = 7998
+    """The HTTP port for metrics and health. 0 takes a free one."""
+
+
+class RerankSettings(WorkerSettings):
+    """The rerank worker's settings."""
+
+    model_config = SettingsConfigDict(_CONFIG, env_prefix="RERANK_")
+
+    model_name: Annotated[tuple[str, ...], NoDecode] = ("minilm-rerank",)
+    """The models to serve: aliases of the catalogue, separated by commas."""
+    port: Port = 9002
+    """The gRPC port. 0 takes a free one."""
+    http_port: Port = 9003
+    """The HTTP port for metrics and health. 0 takes a free one."""
+    max_documents: int = pydantic.Field(default=50, gt=0)
+    """The most documents of one request."""
+    max_document_length: int = pydantic.Field(default=4096, gt=0)
+    """The most characters of one document, unless the request asks for truncation."""
+
+
+SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
+
+
+def load_worker_settings(kind: type[SettingsT]) -> SettingsT:
+    """Read the environment; raises ConfigError that names each wrong variable."""
+    try:
+        return kind()
+    except pydantic.ValidationError as exc:
+        raise ConfigError("\n".join(_describe(kind, error["loc"], error["msg"]) for error in exc.errors())) from exc
+
+
+def _describe(kind: type[WorkerSettings], loc: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    if not loc:
+        return f"{prefix}*: {text}"
+    field = str(loc[0])
+    return f"{field if field.startswith('QUADRATE_') else prefix + field.upper()}: {text}"

@@ -1,0 +1,163 @@
+"""One loaded model: tokenizer, graph, sessions, and its lane through the scheduler."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from quadrate.errors import ConfigError
+from quadrate.runtime import folder
+from quadrate.runtime.cost import CostModel, Shape
+from quadrate.runtime.graphs import build
+from quadrate.runtime.scheduler import Lane
+from quadrate.runtime.sessions import NullSession, OnnxSession, provider_for
+from quadrate.runtime.weights import Weights
+from quadrate.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from quadrate.config.models import ModelCard
+    from quadrate.config.worker import WorkerSettings
+    from quadrate.runtime.folder import Facts
+    from quadrate.runtime.graphs.bert import Head
+    from quadrate.runtime.scheduler import Job, Scheduler
+    from quadrate.runtime.sessions import Session
+    from quadrate.runtime.store import StoredModel
+    from quadrate.telemetry import Trace
+
+Output = Literal["unit", "pooled", "states"]
+"""What is wanted for each text: its vector with length one, its vector as pooled, or its tokens' states with length one."""
+
+CANARIES = ("A model is ready once it has answered.", "yes", "One text is longer than the others, so that the batch has places to fill. " * 3)
+AGREEMENT = 1e-4
+"""How far a value may lie from the same text's value in another run: float32 sums in another order differ by about 1e-6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model read from its folder, before anything runs.
+
+    Attributes:
+        alias: Its name here.
+        card: What the catalogue says.
+        facts: What card and folder say together.
+        revision: What answers name.
+        tokenizer: Reads texts as the model does.
+        session: Runs it.
+        head: What its graph gives.
+        weight_bytes: What its weights take.
+        created: When it was loaded, in Unix seconds.
+    """
+
+    alias: str
+    card: ModelCard
+    facts: Facts
+    revision: str
+    tokenizer: TextTokenizer
+    session: Session
+    head: Head
+    weight_bytes: int
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a request's texts gave.
+
+    Attributes:
+        rows: For each text, in order: `[H]` or, for states, `[tokens, H]`; float32.
+        queue_seconds: The longest that one of them waited.
+        inference_seconds: The longest run that one of them was part of.
+    """
+
+    rows: Sequence[NDArray[np.float32]]
+    queue_seconds: float
+    inference_seconds: float
+
+    def matrix(self) -> NDArray[np.float32]:
+        """Return the vectors as float32 `[n, H]`."""
+        return np.stack(self.rows)
+
+
+def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSettings) -> Model:
+    """Read a model and open its sessions. Takes a second or more: call it off the event loop.
+
+    Raises ConfigError, which says why, for a model that cannot be served right.
+    """
+    facts = folder.read(stored.path, card)
+    tokenizer = _tokenizer(facts)
+    if card.scoring == "cross_encoder":
+        raise ConfigError(f"{alias}: scoring cross_encoder is not served by this version; minilm-rerank is.")
+    head: Head = "states" if card.scoring == "late_interaction" else "vectors"
+    provider = provider_for(settings.device)
+    weights = Weights(stored.path)
+    graph = build(facts, weights, head)
+    session: Session = NullSession(graph.width)
+    if settings.session == "onnx":
+        session = OnnxSession(graph, provider, threads=settings.threads)
+    weights.release()
+    return Model(alias, card, facts, stored.revision, tokenizer, session, head, graph.weight_bytes, int(time.time()))
+
+
+def _tokenizer(facts: Facts) -> TextTokenizer:
+    path = facts.path / "tokenizer.json"
+    try:
+        tokenizer = TextTokenizer.from_json(path.read_bytes(), max_tokens=facts.max_tokens)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; fetch the model again.") from error
+    if tokenizer.vocabulary_size > facts.encoder.vocabulary_size:
+        raise ConfigError(
+            f"{path}: has {tokenizer.vocabulary_size} entries, the model {facts.encoder.vocabulary_size}; they do not belong together."
+        )
+    if tokenizer.max_content_tokens < 1:
+        raise ConfigError(f"{facts.path}: the limit of {facts.max_tokens} tokens leaves no room beside {tokenizer.special_count} special ones.")
+    return tokenizer
+
+
+class Engine:
+    """A model that runs.
+
+    Args:
+        model: What runs.
+        scheduler: Where its texts queue, with those of the process's other models.
+    """
+
+    def __init__(self, model: Model, scheduler: Scheduler) -> None:
+        self.model = model
+        self._scheduler = scheduler
+        self.lane = Lane(model.alias, model.session, CostModel(Shape.of(model.facts.encoder)))
+
+    async def run(
+        self, readings: Sequence[NDArray[np.int32]], output: Output, *, deadline: float | None = None, trace: Trace | None = None
+    ) -> Result:
+        """Run texts given as token ids, special tokens included. Raises Overloaded, DeadlineExceeded, Unavailable."""
+        job = await self._scheduler.run(self.lane, readings, output=output, deadline=deadline, trace=trace)
+        if trace is not None:
+            _tell(trace, job)
+        rows = [row for row in job.results if row is not None]
+        return Result(rows, job.queue_seconds, job.inference_seconds)
+
+    async def prove(self) -> None:
+        """Let the model answer, alone and in a batch, before anybody relies on it. Raises ConfigError if it does not answer right."""
+        output: Output = "states" if self.model.head == "states" else "unit"
+        tokenizer = self.model.tokenizer
+        readings = [tokenizer.read(ids[: tokenizer.max_content_tokens]) for ids in tokenizer.encode(CANARIES)]
+        together = await self.run(readings, output)
+        for reading, row in zip(readings, together.rows, strict=True):
+            alone = (await self.run([reading], output)).rows[0]
+            if not np.isfinite(row).all() or np.abs(row - alone).max() > AGREEMENT:
+                raise ConfigError(f"{self.model.alias}: the canary's answer alone is not that in a batch; the model is not served.")
+
+
+def _tell(trace: Trace, job: Job) -> None:
+    """Note the stages that were timed elsewhere: the longest wait, and the run that ended last."""
+    last = max(job.batches, key=lambda batch: batch.ended_ns)
+    trace.add("queue", last.started_ns - round(job.queue_seconds * 1e9), last.started_ns)
+    spans = tuple(batch.span for batch in job.batches if batch.span is not None)
+    trace.add("inference", last.started_ns, last.ended_ns, {"quadrate.batches": len(job.batches)}, links=spans)

@@ -1,0 +1,176 @@
+"""What a model folder says of itself, and what its card in `configs/models.yaml` adds or overrules.
+
+The folder is laid out as on the hub: `config.json` (the architecture), `modules.json` and `1_Pooling/config.json` (how token states become
+a vector), `sentence_bert_config.json` (the limit on tokens), `config_sentence_transformers.json` (prompts), `tokenizer.json`,
+`tokenizer_config.json`, and safetensors weights. What cannot be served as its card demands is refused here, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from quadrate.config.models import ModelCard
+
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+Pooling = Literal["mean", "cls"]
+
+_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_POOLING_FLAGS: dict[str, str] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_NO_LIMIT = 10**6
+"""Tokenizers without a limit of their own write a huge number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """The sizes of a BERT encoder, from config.json."""
+
+    width: int
+    layers: int
+    heads: int
+    inner_width: int
+    vocabulary_size: int
+    positions: int
+    token_types: int
+    epsilon: float
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that is needed to serve a model right."""
+
+    path: Path
+    architecture: str
+    encoder: Encoder
+    max_tokens: int
+    """The most tokens that are read of one input, special tokens included."""
+    pooling: Pooling
+    normalize: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str
+    """Empty: no prompt unless a request names one."""
+
+
+def read(path: Path, card: ModelCard) -> Facts:
+    """Return the facts of the model in `path`, the card's values before the files'.
+
+    Raises:
+        ConfigError: A file is missing or damaged, or says something that this version cannot serve right.
+    """
+    config = _json(path, "config.json")
+    encoder = _encoder(path, config)
+    pooling, normalize = _pooling(path, card)
+    said = _json(path, "config_sentence_transformers.json", required=False)
+    prompts = {name: text for name, text in (card.prompts or said.get("prompts") or {}).items() if text}
+    default = card.default_prompt_name or said.get("default_prompt_name") or ""
+    if default not in prompts:
+        default = ""
+    return Facts(path, str(config["model_type"]), encoder, _max_tokens(path, card, encoder), pooling, normalize, prompts, default)
+
+
+def _json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
+    try:
+        found = json.loads((path / name).read_bytes())
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"{path}: no {name}; a model folder needs it. Fetch the model again, or name another folder.") from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path / name}: cannot be read as JSON; fetch the model again.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path / name}: is no JSON object; fetch the model again.")
+    return found
+
+
+def _encoder(path: Path, config: Mapping[str, Any]) -> Encoder:
+    kind = config.get("model_type")
+    if kind != "bert":
+        raise ConfigError(f"{path}/config.json: model_type is {kind!r}; this version serves encoders of the type 'bert'.")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ConfigError(f"{path}/config.json: position_embedding_type is {positions!r}; this version serves 'absolute'.")
+    if config.get("is_decoder"):
+        raise ConfigError(f"{path}/config.json: is_decoder is set; this version serves encoders.")
+    activation = _ACTIVATIONS.get(str(config.get("hidden_act", "gelu")))
+    if activation is None:
+        raise ConfigError(f"{path}/config.json: hidden_act is {config['hidden_act']!r}; served are {', '.join(_ACTIVATIONS)}.")
+    try:
+        encoder = Encoder(
+            width=int(config["hidden_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            inner_width=int(config["intermediate_size"]),
+            vocabulary_size=int(config["vocab_size"]),
+            positions=int(config["max_position_embeddings"]),
+            token_types=int(config.get("type_vocab_size", 2)),
+            epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            activation=activation,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}/config.json: {error} is missing or no number; fetch the model again.") from error
+    if encoder.heads < 1 or encoder.layers < 1 or encoder.width % encoder.heads:
+        raise ConfigError(f"{path}/config.json: {encoder.width} values cannot be split among {encoder.heads} heads.")
+    return encoder
+
+
+def _pooling(path: Path, card: ModelCard) -> tuple[Pooling, bool]:
+    modules = _modules(path)
+    found = card.pooling or ("mean" if card.task == "rerank" and not modules else _pooling_of(path, modules))
+    if found not in ("mean", "cls"):
+        raise ConfigError(f"{path}: pooling is {found!r}; this version serves 'mean' and 'cls'.")
+    normalize = card.normalize if card.normalize is not None else "Normalize" in modules
+    return ("mean" if found == "mean" else "cls"), normalize
+
+
+def _modules(path: Path) -> dict[str, str]:
+    """Return the folder of each sentence-transformers module by its kind; raises ConfigError for a kind that is not served."""
+    file = path / "modules.json"
+    if not file.is_file():
+        return {}
+    try:
+        entries = json.loads(file.read_bytes())
+        found = {str(entry["type"]).rpartition(".")[2]: str(entry["path"]) for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read; fetch the model again.") from error
+    for kind in found:
+        if kind not in _MODULES:
+            raise ConfigError(f"{file}: has a module {kind!r}; this version serves {', '.join(_MODULES)}.")
+    return found
+
+
+def _pooling_of(path: Path, modules: Mapping[str, str]) -> str:
+    if "Pooling" not in modules:
+        raise ConfigError(f"{path}: no modules.json that names a pooling; set `pooling` and `normalize` in the model's card.")
+    name = f"{modules['Pooling']}/config.json"
+    config = _json(path, name)
+    if isinstance(config.get("pooling_mode"), str):
+        return str(config["pooling_mode"])
+    on = sorted(key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
+    if len(on) != 1 or on[0] not in _POOLING_FLAGS:
+        raise ConfigError(f"{path / name}: asks for {on or 'no pooling'}; this version serves one of {sorted(_POOLING_FLAGS)}.")
+    if config.get("include_prompt") is False:
+        raise ConfigError(f"{path / name}: include_prompt is false; this version pools over prompts, too.")
+    return _POOLING_FLAGS[on[0]]
+
+
+def _max_tokens(path: Path, card: ModelCard, encoder: Encoder) -> int:
+    """Return the limit, found where sentence-transformers finds it, never above what the model has positions for."""
+    said = _json(path, "sentence_bert_config.json", required=False)
+    if said.get("do_lower_case") and '"lowercase":true' not in (path / "tokenizer.json").read_text("utf-8").replace(" ", ""):
+        raise ConfigError(f"{path}/sentence_bert_config.json: do_lower_case is set and the tokenizer does not do it; this version cannot.")
+    if card.max_tokens is not None:
+        if card.max_tokens > encoder.positions:
+            raise ConfigError(f"{path}: max_tokens is {card.max_tokens}; the model has positions for {encoder.positions} tokens.")
+        return card.max_tokens
+    limits = [said.get("max_seq_length"), _json(path, "tokenizer_config.json", required=False).get("model_max_length")]
+    given = next((int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT), encoder.positions)
+    return min(given, encoder.positions)

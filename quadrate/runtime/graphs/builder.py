@@ -1,0 +1,118 @@
+"""Writing an ONNX graph node by node.
+
+A graph is a proto without its large weights. A weight that lies in the model's file as it is needed stays there: the proto names file and
+offset, ONNX Runtime maps it, and processes that serve the same file share its pages. A weight that had to be computed (a sum, a wider
+number format) is handed over beside the proto.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from quadrate.runtime.weights import Weights
+
+OPSET = 20
+"""The first opset with `Gelu`; every ONNX Runtime since 1.17 and every OpenVINO since 2024 reads it."""
+
+IR_VERSION = 10
+INLINE_BYTES = 16_384
+"""Smaller constants go into the proto: the optimizer looks at them, and they are not worth a handle each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A model ready for a session.
+
+    Attributes:
+        proto: The serialised ModelProto, without the large weights.
+        folder: Where the files lie that the proto names.
+        computed: The large weights that lie in no file, by the name that the proto calls them.
+        inputs: The names of the inputs.
+        outputs: The names of the outputs.
+        width: The length of the vectors that it gives.
+        weight_bytes: What all its weights take.
+    """
+
+    proto: bytes
+    folder: Path
+    computed: Mapping[str, NDArray[np.float32]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    width: int
+    weight_bytes: int
+
+
+class Builder:
+    """Collects nodes and constants; every node gives one value, whose name is returned."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._nodes: list[Any] = []
+        self._constants: list[TensorProto] = []
+        self._computed: dict[str, NDArray[np.float32]] = {}
+        self._inputs: list[Any] = []
+        self._weight_bytes = 0
+
+    def input(self, name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> str:
+        """Declare an input; a word in the shape is a length that is known only when it runs."""
+        self._inputs.append(_value(name, dtype, shape))
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node and return the name of its value."""
+        name = f"{kind}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, array: NDArray[Any]) -> str:
+        """Add a constant and return its name. A large one must not change as long as a session is made of it."""
+        name = f"constant_{len(self._constants)}"
+        self._weight_bytes += array.nbytes
+        if array.nbytes <= INLINE_BYTES:
+            self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            return name
+        place = self._weights.place(array)
+        if place is None:
+            self._computed[name] = np.ascontiguousarray(array, np.float32)
+            location = {"location": "computed"}
+        else:
+            location = {"location": place.file, "offset": str(place.offset), "length": str(array.nbytes)}
+        self._constants.append(_external(name, array.shape, location))
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Add a list of integers, for shapes and axes."""
+        return self.constant(np.array(values, np.int64))
+
+    def finish(self, outputs: Mapping[str, str], *, width: int) -> Graph:
+        """Close the graph; `outputs` names each result's value, all float32 of `[n, width]`."""
+        for name, value in outputs.items():
+            self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        results = [_value(name, np.float32, ["n" if name == "states" else "b", width]) for name in outputs]
+        graph = helper.make_graph(self._nodes, "quadrate", self._inputs, results, self._constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="quadrate")
+        inputs = tuple(value.name for value in self._inputs)
+        return Graph(
+            model.SerializeToString(), self._weights.folder, self._computed, inputs, tuple(outputs), width, self._weight_bytes
+        )
+
+
+def _value(name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+
+def _external(name: str, shape: Sequence[int], location: Mapping[str, str]) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in location.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor

@@ -1,0 +1,485 @@
+"""The queue before the sessions, and the threads that empty it.
+
+    submit ──► waiting, in fair order ──► plan ──► run (one thread a core) ──► one wake-up of the event loop a batch
+
+Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: each request's texts get virtual finish times
+(self-clocked fair queueing, Golestani 1994), so that a request of 2,048 texts and single ones take turns. *Bound*: a request whose first
+text could not run within the queue's timeout, or whose last text could not be ready by its deadline, is refused at once. *Ends*: a request
+ends by its answer, by its deadline, by its caller's leaving, or by its model's failure, and no path leaves it without an end.
+
+Submitting and answering happen on the event loop's thread; everything marked so happens under the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
+from quadrate.runtime import batching
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from opentelemetry.trace import SpanContext
+
+    from quadrate.runtime.cost import CostModel
+    from quadrate.runtime.sessions import Session
+    from quadrate.telemetry import Trace
+
+NICENESS = 5
+"""Runners yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run."""
+STUCK_FACTOR = 20.0
+"""A run is stuck when it takes so many times longer than predicted, and longer than the scheduler's `stuck_seconds`."""
+MIN_RETRY_SECONDS = 0.05
+PATIENCE_FACTOR = 10.0
+"""A caller without a deadline may wait for its last text so many queue timeouts: otherwise such callers could fill the memory."""
+
+_new_order = iter(range(1 << 62)).__next__
+
+
+class Meter(Protocol):
+    """Hears what happened; called on the event loop's thread."""
+
+    def ran(self, batch: Batch) -> None:
+        """A batch has run."""
+
+    def dropped(self, lane: Lane, reason: str, texts: int) -> None:
+        """Texts were dropped before they ran: `cancelled`, `deadline`, `queue_timeout`, `overloaded`, `failed`."""
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """A model's way through the scheduler.
+
+    Attributes:
+        name: The model's alias.
+        session: What runs it.
+        cost: What its runs take.
+        failed: Why it runs no more. Empty while it does.
+    """
+
+    name: str
+    session: Session
+    cost: CostModel
+    failed: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request's texts on their way. Its future is resolved on the event loop's thread, once.
+
+    Attributes:
+        results: One array for each text, in order; filled by runners.
+        queue_seconds: The longest that a text waited.
+        inference_seconds: The longest run that it was part of.
+        batches: The runs that it was part of.
+        waiting_seconds: What its waiting texts will take.
+        begun: Whether one of its texts has run.
+        doomed: Whether its end has been sent on its way to the event loop.
+        over: Whether it has ended before its answer.
+    """
+
+    lane: Lane
+    output: str
+    deadline: float | None
+    future: asyncio.Future[None]
+    results: list[NDArray[np.float32] | None]
+    submitted: float
+    trace: Trace | None
+    left: int
+    waiting_seconds: float = 0.0
+    begun: bool = False
+    doomed: bool = False
+    over: bool = False
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+    batches: list[Batch] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Text:
+    """One waiting text."""
+
+    job: Job
+    place: int
+    reading: NDArray[np.int32]
+    tokens: int
+    seconds: float
+    finish: float
+    order: int
+
+    @property
+    def deadline(self) -> float | None:
+        return self.job.deadline
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Texts that run together. Times are of `time.monotonic()`, except `started_ns` and `ended_ns`, which are Unix nanoseconds."""
+
+    lane: Lane
+    texts: list[Text]
+    wide: bool
+    predicted: float
+    started: float
+    started_ns: int
+    seconds: float = 0.0
+    ended_ns: int = 0
+    span: SpanContext | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return [text.tokens for text in self.texts]
+
+    @property
+    def tokens(self) -> int:
+        return sum(text.tokens for text in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the scheduler decides.
+
+    Attributes:
+        limits: How large a run may be.
+        runners: Runs at once.
+        delay_seconds: How long a free runner waits for more texts, once there is one.
+        queue_seconds: The longest until a request's first text runs.
+        stuck_seconds: See STUCK_FACTOR.
+    """
+
+    limits: batching.Limits
+    runners: int
+    delay_seconds: float = 0.0
+    queue_seconds: float = 10.0
+    stuck_seconds: float = 10.0
+
+
+class Scheduler:
+    """Runs the texts of all models of a process, on `rules.runners` threads.
+
+    Args:
+        rules: How it decides.
+        meter: Hears what happened.
+        on_failure: Called on the event loop's thread when a model has failed for good, with its lane.
+        clock: Monotonic seconds.
+
+    Made and closed on the event loop that awaits its answers.
+    """
+
+    def __init__(
+        self, rules: Rules, *, meter: Meter, on_failure: Callable[[Lane], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rules = rules
+        self._meter = meter
+        self._on_failure = on_failure
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._waiting: list[Text] = []  # by finish, then order
+        self._waiting_seconds = 0.0
+        self._virtual = 0.0
+        self._idle = 0
+        self._running: dict[int, Batch] = {}
+        self._jobs: set[Job] = set()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._serve, args=(slot,), name=f"runner-{slot}") for slot in range(rules.runners)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long the work that waits will take, as predicted."""
+        return self._waiting_seconds / self._rules.runners
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait."""
+        with self._changed:
+            return sum(text.tokens for text in self._waiting if not text.job.over)
+
+    async def run(
+        self, lane: Lane, readings: Sequence[NDArray[np.int32]], *, output: str, deadline: float | None, trace: Trace | None = None
+    ) -> Job:
+        """Run texts and return their job, whose `results` are then complete.
+
+        Args:
+            lane: The model.
+            readings: At least one text as token ids, special tokens included.
+            output: Which of the graph's outputs is wanted.
+            deadline: When the caller stops waiting, on the clock; None if it did not say.
+            trace: The request's, for the batch spans that link to it.
+
+        Raises:
+            Overloaded: There is no room for it in time; nothing of it ran.
+            DeadlineExceeded: The deadline passed.
+            Unavailable: The model failed, or the process is going.
+        """
+        texts = len(readings)
+        job = Job(lane, output, deadline, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
+        self._submit(job, readings)
+        timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._expire, job) if deadline is not None else None
+        try:
+            await job.future
+        except asyncio.CancelledError:
+            self._end(job, "cancelled")
+            raise
+        finally:
+            self._jobs.discard(job)
+            if timer is not None:
+                timer.cancel()
+        return job
+
+    def fail(self, lane: Lane, reason: str) -> None:
+        """Take a model out of service for good: its callers get a retryable error now. Called on the event loop's thread."""
+        if lane.failed:
+            return
+        lane.failed = reason
+        for job in [job for job in self._jobs if job.lane is lane]:
+            self._refuse(job, Unavailable(f"The model {lane.name} failed and its worker restarts. Try again.", retry_after_seconds=1.0), "failed")
+        self._on_failure(lane)
+
+    def watch(self) -> None:
+        """Look for stuck runs; to be called about once a second on the event loop's thread."""
+        now = self._clock()
+        with self._changed:
+            running = list(self._running.values())
+        for batch in running:
+            allowed = max(self._rules.stuck_seconds, STUCK_FACTOR * batch.predicted)
+            if now - batch.started > allowed:
+                self.fail(batch.lane, f"a run of {batch.tokens} tokens takes longer than {allowed:.0f} s")
+
+    async def close(self, *, timeout_seconds: float = 5.0) -> bool:
+        """End what waits by an error and the threads after their run. Returns whether all have ended in time; a stuck one has not."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for job in list(self._jobs):
+            self._refuse(job, Unavailable("The worker is stopping. Try again.", retry_after_seconds=1.0), "failed")
+        return await asyncio.to_thread(self._join, self._clock() + timeout_seconds)
+
+    def _join(self, until: float) -> bool:
+        for thread in self._threads:
+            thread.join(max(0.0, until - self._clock()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # On the event loop's thread.
+
+    def _submit(self, job: Job, readings: Sequence[NDArray[np.int32]]) -> None:
+        lane = job.lane
+        if lane.failed or self._closed:
+            raise Unavailable(f"The model {lane.name} does not run: {lane.failed or 'the worker is stopping'}. Try again.", retry_after_seconds=1.0)
+        costs = [lane.cost.share(len(reading)) for reading in readings]
+        with self._changed:
+            finishes = (self._virtual + np.cumsum(costs)).tolist()
+            self._admit(job, finishes[0], finishes[-1])
+            self._enqueue(job, readings, costs, finishes)
+            self._changed.notify(len(readings))
+        self._jobs.add(job)
+
+    def _admit(self, job: Job, first: float, last: float) -> None:
+        """Refuse what cannot run in time. Under the lock."""
+        wait = self._ahead(first)
+        if wait > self._rules.queue_seconds:
+            self._meter.dropped(job.lane, "overloaded", len(job.results))
+            raise Overloaded(
+                f"The queue is {wait:.1f} s long, the limit is {self._rules.queue_seconds:.1f} s. Try again later.",
+                retry_after_seconds=max(MIN_RETRY_SECONDS, wait - self._rules.queue_seconds),
+            )
+        if job.deadline is None and self._ahead(last) > PATIENCE_FACTOR * self._rules.queue_seconds:
+            self._meter.dropped(job.lane, "overloaded", len(job.results))
+            raise Overloaded("The queue is too long for so many texts. Send less at once, or try again later.", retry_after_seconds=wait + 1.0)
+        ready = self._ahead(last) + (last - self._virtual) / self._rules.runners
+        if job.deadline is not None and job.lane.cost.runs and self._clock() + ready > job.deadline:
+            self._meter.dropped(job.lane, "overloaded", len(job.results))
+            raise Overloaded(
+                f"The answer would take {ready:.1f} s, the deadline is in {max(0.0, job.deadline - self._clock()):.1f} s. "
+                "Send less at once, allow more time, or try again later.",
+                retry_after_seconds=max(MIN_RETRY_SECONDS, self._waiting_seconds / self._rules.runners),
+            )
+
+    def _ahead(self, finish: float) -> float:
+        """Estimate how long what stands before a text with this virtual finish takes. Under the lock."""
+        if not self._waiting:
+            return 0.0
+        place = bisect.bisect_right(self._waiting, finish, key=_finish)
+        return self._waiting_seconds * place / len(self._waiting) / self._rules.runners
+
+    def _enqueue(
+        self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], finishes: Sequence[float]
+    ) -> None:
+        """Put texts into the fair order. Under the lock."""
+        order = _new_order()
+        texts = [
+            Text(job, place, reading, len(reading), cost, finish, order)
+            for place, (reading, cost, finish) in enumerate(zip(readings, costs, finishes, strict=True))
+        ]
+        if not self._waiting or self._waiting[-1].finish <= texts[0].finish:
+            self._waiting.extend(texts)
+        elif len(texts) == 1:
+            bisect.insort_right(self._waiting, texts[0], key=_finish)
+        else:
+            self._waiting.extend(texts)
+            self._waiting.sort(key=lambda text: (text.finish, text.order))
+        job.waiting_seconds = sum(costs)
+        self._waiting_seconds += job.waiting_seconds
+
+    def _expire(self, job: Job) -> None:
+        self._refuse(job, DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once."), "deadline")
+
+    def _refuse(self, job: Job, error: QuadrateError, reason: str) -> None:
+        if not job.future.done():
+            job.future.set_exception(error)
+        self._end(job, reason)
+
+    def _end(self, job: Job, reason: str) -> None:
+        """Let go of what of a job still waits; runners skip it."""
+        with self._changed:
+            dropped = 0 if job.over else sum(1 for result in job.results if result is None)
+            job.over = True
+            self._waiting_seconds -= job.waiting_seconds
+            job.waiting_seconds = 0.0
+        if dropped:
+            self._meter.dropped(job.lane, reason, dropped)
+
+    def _deliver(self, batch: Batch, finished: Sequence[Job]) -> None:
+        self._meter.ran(batch)
+        for job in finished:
+            if not job.future.done():
+                job.future.set_result(None)
+
+    # On the runners' threads.
+
+    def _serve(self, slot: int) -> None:
+        _yield_to_others()
+        while (batch := self._next(slot)) is not None:
+            self._run(batch)
+            with self._changed:
+                del self._running[slot]
+
+    def _next(self, slot: int) -> Batch | None:
+        """Wait for work and take it; None when the scheduler closes."""
+        with self._changed:
+            while not self._closed:
+                self._drop()
+                if self._waiting and not self._gathering():
+                    self._running[slot] = batch = self._take()
+                    return batch
+                self._idle += 1
+                try:
+                    self._changed.wait(self._gathering() or None)
+                finally:
+                    self._idle -= 1
+            return None
+
+    def _gathering(self) -> float:
+        """Return how many seconds to wait for more texts, 0 for none. Under the lock."""
+        delay = self._rules.delay_seconds
+        if not delay or not self._waiting or sum(text.tokens for text in self._waiting) >= self._rules.limits.tokens:
+            return 0.0
+        return max(0.0, min(text.job.submitted for text in self._waiting) + delay - self._clock())
+
+    def _drop(self) -> None:
+        """Take out of the window what need not run any more. Under the lock."""
+        now = self._clock()
+        window = self._waiting[: batching.WINDOW]
+        keep = [text for text in window if not (text.job.over or self._late(text, now))]
+        if len(keep) < len(window):
+            self._waiting[: batching.WINDOW] = keep
+            if not keep:
+                self._drop_all_over()
+
+    def _drop_all_over(self) -> None:
+        """Take out everything whose job is over: a whole window was, so there may be many more. Under the lock."""
+        self._waiting = [text for text in self._waiting if not text.job.over]
+
+    def _late(self, text: Text, now: float) -> bool:
+        """Whether a text can no longer be of use; its job is then ended by the right error. Under the lock."""
+        job, limit = text.job, self._rules.queue_seconds
+        if job.doomed:
+            return True
+        if job.deadline is not None and now + text.seconds > job.deadline:
+            self._tell(self._expire, job)
+        elif not job.begun and now - job.submitted > limit:
+            wait = max(MIN_RETRY_SECONDS, limit / 4)
+            error = Overloaded(f"No room came free within {limit:.1f} s. Try again later.", retry_after_seconds=wait)
+            self._tell(self._refuse, job, error, "queue_timeout")
+        else:
+            return False
+        job.doomed = True
+        return True
+
+    def _take(self) -> Batch:
+        """Plan the next batch and take it out of the queue. Under the lock."""
+        window = self._waiting[: batching.WINDOW]
+        lane = window[0].job.lane
+        mine = [text for text in window if text.job.lane is lane]
+        now = self._clock()
+        typical = lane.cost.share(self._rules.limits.tokens)
+        chosen = batching.plan(mine, self._rules.limits, now=now, run_seconds=typical, runners=self._idle + 1)
+        texts = [mine[place] for place in chosen]
+        taken = set(map(id, texts))
+        self._waiting[: batching.WINDOW] = [text for text in window if id(text) not in taken]
+        for text in texts:
+            text.job.begun = True
+            text.job.waiting_seconds -= text.seconds
+            self._waiting_seconds -= text.seconds
+        if not self._waiting:
+            self._waiting_seconds = 0.0  # what rounding left
+        self._virtual = max(self._virtual, min(text.finish for text in texts))
+        lone = not self._waiting and not self._running
+        return Batch(lane, texts, lone, lane.cost.seconds([text.tokens for text in texts]), now, time.time_ns())
+
+    def _run(self, batch: Batch) -> None:
+        outputs = sorted({text.job.output for text in batch.texts})
+        try:
+            results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the session is broken
+            self._tell(self.fail, batch.lane, f"a run of {batch.tokens} tokens raised {type(error).__name__}: {error}")
+            return
+        batch.seconds = self._clock() - batch.started
+        batch.ended_ns = time.time_ns()
+        if not batch.wide:
+            batch.lane.cost.learn(batch.lengths, batch.seconds)
+        self._tell(self._deliver, batch, self._collect(batch, results))
+
+    def _collect(self, batch: Batch, results: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[Job]:
+        """Hand each text's result to its job and return the jobs that are complete now."""
+        finished = []
+        with self._changed:
+            for place, text in enumerate(batch.texts):
+                job = text.job
+                job.results[text.place] = results[job.output][place]
+                job.left -= 1
+                job.queue_seconds = max(job.queue_seconds, batch.started - job.submitted)
+                job.inference_seconds = max(job.inference_seconds, batch.seconds)
+                if not job.batches or job.batches[-1] is not batch:
+                    job.batches.append(batch)
+                if not job.left:
+                    finished.append(job)
+        return finished
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call on the event loop's thread. Once that is closed nobody waits any more."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _finish(text: Text) -> float:
+    return text.finish
+
+
+def _yield_to_others() -> None:
+    """Give this thread a lower priority, where threads have one of their own."""
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
