@@ -1,0 +1,254 @@
+"""The command line: every command, its flags and its help. What a command does is in the module it calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from quadrate import __version__
+from quadrate.config.shipped import shipped
+from quadrate.errors import ConfigError, QuadrateError, StoreError
+
+app = typer.Typer(
+    name="quadrate",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="See which models there are, and get, check or remove their files.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+
+
+Precision = Literal["exact", "fast", "small"]
+Role = Literal["query", "document"]
+Truncation = Literal["none", "left", "right"]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="DIR", help="Folder with routing, models, auth and rate_limits .yaml. Default: the one Quadrate comes with."
+    ),
+]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="ALIAS=SOURCE", help="Serve one more model: a folder, or a hub's ORG/NAME[@REVISION]. May be repeated."
+    ),
+]
+Port = Annotated[int, typer.Option("--port", help="The mesh's port: REST, gRPC and gRPC-Web.", min=1, max=65535)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Url = Annotated[str, typer.Option("--url", help="Address of the mesh, a gateway or a worker.")]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="QUADRATE_API_KEY", help="API key, where the mesh asks for one.", show_default=False)
+]
+Aliases = Annotated[list[str], typer.Argument(metavar="ALIAS...", help="Models of models.yaml.")]
+AllAliases = Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Models of models.yaml. Default: all.")]
+
+
+@app.callback()
+def version(*, version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False) -> None:
+    """Serve text embeddings and reranking from this machine.
+
+    `quadrate up` runs Envoy, a gateway and workers: REST and gRPC on one port.
+    """
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def up(  # noqa: PLR0913 - the flags
+    *,
+    config: Config = None,
+    model: Model = None,
+    precision: Annotated[Precision, typer.Option(help="Class of arithmetic of the workers.")] = "exact",
+    gateways: Annotated[int, typer.Option(help="Gateway processes.", min=1, max=64)] = 1,
+    embed_workers: Annotated[int, typer.Option(help="Embedding workers; each holds all embedding models.", min=1, max=64)] = 1,
+    rerank_workers: Annotated[int, typer.Option(help="Reranking workers; each holds all rerankers.", min=1, max=64)] = 1,
+    host: Annotated[str, typer.Option(help="Address the mesh listens on. 0.0.0.0 lets other machines call: set keys first.")] = "127.0.0.1",
+    port: Port = 8085,
+    gateway_port: Annotated[int, typer.Option(help="First gateway's gRPC port; HTTP is the next one, a second gateway 10 above.")] = 8000,
+    embed_port: Annotated[int, typer.Option(help="First embedding worker's gRPC port, likewise.")] = 7997,
+    rerank_port: Annotated[int, typer.Option(help="First reranking worker's gRPC port, likewise.")] = 9002,
+    admin_port: Annotated[int, typer.Option(help="Envoy's admin interface, on loopback only.")] = 9901,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the mesh answers; it goes on in the background.")] = False,
+) -> None:
+    """Start the whole mesh on this machine.
+
+    It runs until Ctrl-C. Models that are not here are fetched first. Everything is checked before anything is started. A process that dies is started
+    again; nothing is left behind at the end.
+    """
+    from quadrate.cli import up as command  # noqa: PLC0415
+    from quadrate.cli.assemble import Options  # noqa: PLC0415
+
+    options = Options(
+        config=_config(config),
+        models=tuple(model or ()),
+        precision=precision,
+        gateways=gateways,
+        embed_workers=embed_workers,
+        rerank_workers=rerank_workers,
+        host=host,
+        port=port,
+        gateway_port=gateway_port,
+        embed_port=embed_port,
+        rerank_port=rerank_port,
+        admin_port=admin_port,
+    )
+    folder = command.prepare(options)
+    if detach:
+        raise typer.Exit(command.detach(folder))
+    command.run(folder)
+
+
+@app.command()
+def down(*, port: Port = 8085) -> None:
+    """Stop the mesh and wait until it has gone."""
+    from quadrate.cli import watch  # noqa: PLC0415
+
+    raise typer.Exit(watch.down(port))
+
+
+@app.command()
+def status(*, port: Port = 8085, as_json: AsJson = False) -> None:
+    """Show each process of the mesh and its state.
+
+    The exit code is 0 if all serve, 1 if something does not, 3 if no mesh runs on the port.
+    """
+    from quadrate.cli import watch  # noqa: PLC0415
+
+    raise typer.Exit(watch.status(port, as_json=as_json))
+
+
+@app.command()
+def logs(
+    process: Annotated[str | None, typer.Argument(help="One process, such as gateway. Default: all.")] = None,
+    *,
+    port: Port = 8085,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", help="How many of the last lines of each process.", min=0)] = 20,
+) -> None:
+    """Print the logs of the mesh's processes.
+
+    They are JSON, one line a request, and stay after the mesh has stopped.
+    """
+    from quadrate.cli import watch  # noqa: PLC0415
+
+    raise typer.Exit(watch.logs(port, process, lines=lines, follow=follow))
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT...]", help="What to embed; `-` reads stdin, a text a line.")] = None,
+    *,
+    model: Annotated[str, typer.Option(help="Alias or served name.")] = "minilm",
+    role: Annotated[Role | None, typer.Option(help="What the texts are for, where the model tells queries from documents.")] = None,
+    truncation: Annotated[
+        Truncation | None, typer.Option(help="What happens to a text that is too long. Default: as the model's card says.")
+    ] = None,
+    url: Url = "localhost:8085",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed texts and print the vectors."""
+    from quadrate.cli import calls  # noqa: PLC0415
+
+    raise typer.Exit(calls.embed(url, key, texts or [], model=model, role=role, truncation=truncation, as_json=as_json))
+
+
+@app.command()
+def rerank(
+    query: Annotated[str, typer.Argument(help="The question.")],
+    documents: Annotated[
+        list[str] | None, typer.Argument(metavar="[DOCUMENT...]", help="The texts to order; `-` reads stdin, a text a line.")
+    ] = None,
+    *,
+    model: Annotated[str, typer.Option(help="Alias or served name.")] = "minilm-rerank",
+    top_n: Annotated[int | None, typer.Option(help="Only the best so many.", min=1)] = None,
+    url: Url = "localhost:8085",
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Order documents by how well they answer."""
+    from quadrate.cli import calls  # noqa: PLC0415
+
+    raise typer.Exit(calls.rerank(url, key, query, documents or [], model=model, top_n=top_n, as_json=as_json))
+
+
+@app.command()
+def smoke(
+    url: Annotated[str, typer.Argument(help="Address of a mesh, such as http://localhost:8085.")],
+    *,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a mesh: health, models, embedding, rerank.
+
+    It says what is good and what is not; the exit code is 0 only if all is good.
+    """
+    from quadrate.cli import smoke as command  # noqa: PLC0415
+
+    raise typer.Exit(command.run(url, key, as_json=as_json))
+
+
+@models_app.command("list")
+def models_list(*, config: Config = None, as_json: AsJson = False) -> None:
+    """Show the models that models.yaml describes, and which are here."""
+    from quadrate.cli import models  # noqa: PLC0415
+
+    raise typer.Exit(models.show(_config(config), as_json=as_json))
+
+
+@models_app.command("pull")
+def models_pull(aliases: Aliases, *, config: Config = None) -> None:
+    """Get models into the store, so that workers start without a network."""
+    from quadrate.cli import models  # noqa: PLC0415
+
+    raise typer.Exit(models.pull(_config(config), aliases))
+
+
+@models_app.command("verify")
+def models_verify(aliases: AllAliases = None, *, config: Config = None) -> None:
+    """Compare the files of models in the store with their hashes."""
+    from quadrate.cli import models  # noqa: PLC0415
+
+    raise typer.Exit(models.verify(_config(config), aliases or []))
+
+
+@models_app.command("remove")
+def models_remove(aliases: Aliases, *, config: Config = None) -> None:
+    """Delete models from the store."""
+    from quadrate.cli import models  # noqa: PLC0415
+
+    raise typer.Exit(models.remove(_config(config), aliases))
+
+
+@config_app.command("check")
+def config_check(*, config: Config = None, as_json: AsJson = False) -> None:
+    """Check a configuration folder as the processes would read it, and let Envoy check its own part."""
+    from quadrate.cli import check  # noqa: PLC0415
+    from quadrate.cli.assemble import Options  # noqa: PLC0415
+
+    raise typer.Exit(check.run(Options(config=_config(config)), as_json=as_json))
+
+
+def run() -> None:
+    """Run the command line; an error that was foreseen is one sentence on stderr and exit code 1."""
+    try:
+        app()
+    except (ConfigError, StoreError, QuadrateError) as exc:
+        red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        text = f"quadrate: {exc}"
+        print(f"\033[31m{text}\033[0m" if red else text, file=sys.stderr)
+        sys.exit(1)
+
+
+def _config(given: Path | None) -> Path:
+    return (given or shipped("configs")).expanduser().absolute()

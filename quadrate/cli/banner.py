@@ -1,0 +1,72 @@
+"""What `up` prints when the mesh answers: what runs where, and four ways to call it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from quadrate.cli.assemble import Mesh
+    from quadrate.cli.plan import Folder, Plan
+
+_TEXT = "Stars are born in cold clouds of gas."
+_QUESTION = "Where are stars born?"
+_OTHER_TEXT = "Bread rises because yeast makes gas."
+
+
+def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
+    """Return the whole banner, coloured if stdout is a terminal."""
+    console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(f"\n[bold]Quadrate answers on http://{plan.address}[/]\n")
+    console.print(_table(plan))
+    for title, call in _calls(mesh, plan.address):
+        console.print(f"\n[bold]{title}[/]")
+        console.print(call, markup=False, soft_wrap=True)
+    console.print(f"\nLogs: {folder.logs} (quadrate logs -f). To stop: Ctrl-C, or quadrate down{_port_flag(mesh)}.", soft_wrap=True)
+    if mesh.options.host not in {"127.0.0.1", "localhost", "::1"}:
+        console.print("[yellow]Others can reach this port. Put keys into auth.yaml before they do.[/]")
+    output = console.file
+    assert isinstance(output, io.StringIO)  # noqa: S101 - made above
+    return output.getvalue()
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("process", "address", "metrics and health", "models"):
+        table.add_column(column)
+    for process in reversed(plan.processes):
+        http = process.ready.removesuffix("/ready").removesuffix("/health")
+        table.add_row(process.name, process.address, http, ", ".join(process.models))
+    return table
+
+
+def _port_flag(mesh: Mesh) -> str:
+    return "" if mesh.options.port == 8085 else f" --port {mesh.options.port}"  # noqa: PLR2004 - the default of up
+
+
+def _calls(mesh: Mesh, address: str) -> list[tuple[str, str]]:
+    """Return title and text of each call, with models that are served."""
+    address = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - shown, not listened on
+    calls = []
+    if mesh.embed:
+        calls += _embedding_calls(mesh.embed[0], address)
+    if mesh.rerank:
+        model = mesh.rerank[0]
+        body = f'{{"model":"{model}","query":"{_QUESTION}","documents":[{{"text":"{_TEXT}"}},{{"text":"{_OTHER_TEXT}"}}]}}'
+        calls.append(("grpcurl", f"grpcurl -plaintext -d '{body}' {address} quadrate.v1.RerankService/Rerank"))
+        calls.append(("quadrate", f'quadrate rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'))
+    return calls
+
+
+def _embedding_calls(model: str, address: str) -> list[tuple[str, str]]:
+    curl = f'curl http://{address}/v1/embeddings -d \'{{"model":"{model}","input":"{_TEXT}"}}\''
+    sdk = (
+        "from openai import OpenAI\n"
+        f'client = OpenAI(base_url="http://{address}/v1", api_key="none")\n'
+        f'vector = client.embeddings.create(model="{model}", input="{_TEXT}").data[0].embedding'
+    )
+    return [("curl", curl), ("OpenAI SDK (Python)", sdk)]

@@ -1,0 +1,70 @@
+"""Routes to the workers of this machine: which they are, and where they lead when flags move or multiply the workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from quadrate.config.routing import EmbeddingRoute, RerankRoute, Route, RoutingFile, Upstream
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from quadrate.config.models import ModelCard, ModelsFile
+
+LOOPBACK = "127.0.0.1"
+_LOCAL_NAMES = {LOOPBACK, "localhost", "[::1]"}
+RouteT = TypeVar("RouteT", bound=Route)
+
+
+def with_added(routing: RoutingFile, added: Mapping[str, ModelCard]) -> RoutingFile:
+    """Route the models of `--model` to the workers of this machine; an alias that is routed already is replaced."""
+    embeddings = [route for route in routing.embeddings if route.model not in added]
+    rerank = [route for route in routing.rerank if route.model not in added]
+    for alias, card in added.items():
+        upstream = Upstream(type="grpc", url=f"grpc://{LOOPBACK}:1")  # `localised` puts the true addresses in
+        if card.task == "embed":
+            embeddings.append(EmbeddingRoute(model=alias, served_name=card.served_name, upstream=upstream))
+        else:
+            rerank.append(RerankRoute(model=alias, served_name=card.served_name, upstream=upstream))
+    return RoutingFile(embeddings=tuple(embeddings), rerank=tuple(rerank))
+
+
+def localised(routing: RoutingFile, *, embed: Sequence[str], rerank: Sequence[str]) -> RoutingFile:
+    """Point every route to a worker of this machine at the workers that will run, given as `host:port`."""
+    return RoutingFile(
+        embeddings=tuple(_at(route, embed) for route in routing.embeddings), rerank=tuple(_at(route, rerank) for route in routing.rerank)
+    )
+
+
+def served_here(routes: Sequence[Route], models: ModelsFile, task: str) -> tuple[str, ...]:
+    """Return the aliases of the enabled routes that lead to a worker of this machine; raises ConfigError for one without a card."""
+    aliases = tuple(route.model for route in routes if route.enabled and any(map(_is_here, route.groups)))
+    for alias in aliases:
+        card = models.models.get(alias)
+        if card is None:
+            raise ConfigError(
+                f"routing.yaml sends {alias} to a worker of this machine, and models.yaml does not describe it; "
+                f"add its card there, give --model {alias}=FOLDER_OR_HUB_NAME, or set enabled: false."
+            )
+        if card.task != task:
+            raise ConfigError(f"{alias} is for task {card.task} in models.yaml and stands among the {task} routes of routing.yaml.")
+    return aliases
+
+
+def _at(route: RouteT, addresses: Sequence[str]) -> RouteT:
+    """Return the route with its upstreams on this machine moved; the very same one if nothing moves."""
+
+    def moved(upstream: Upstream) -> Upstream:
+        if not _is_here(upstream) or upstream.targets == tuple(addresses):
+            return upstream
+        urls = tuple(f"grpc://{address}" for address in addresses)
+        return upstream.model_copy(update={"url": urls[0], "replicas": urls[1:]})
+
+    if route.upstream is not None:
+        return route.model_copy(update={"upstream": moved(route.upstream)})
+    return route.model_copy(update={"upstreams": tuple(moved(upstream) for upstream in route.upstreams)})
+
+
+def _is_here(upstream: Upstream) -> bool:
+    return upstream.type == "grpc" and all(target.rpartition(":")[0] in _LOCAL_NAMES for target in upstream.targets)

@@ -1,0 +1,37 @@
+"""Log files of the mesh's processes: bounded, and read from the end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMIT_BYTES = 16 * 1024 * 1024
+"""Above this a log is moved to `<name>.log.1`, so the two files of a process hold little more than twice as much."""
+_TAIL_BYTES = 256 * 1024
+
+
+def bound(log: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+    """Move a log that has grown over its limit aside. Its process goes on writing to the same file, which begins anew.
+
+    Lines that are written between the copy and the cut are lost; the alternative, to pipe every line through the supervisor, costs
+    it a core at full load.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > limit_bytes:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            with log.open("rb+") as file:
+                file.truncate(0)
+
+
+def tail(log: Path, lines: int) -> list[str]:
+    """Return the last lines of a log; none if there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,80 @@
+"""`quadrate up`: check everything, write it down, and become the supervisor that runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from quadrate.cli import assemble, banner, preflight, progress
+from quadrate.cli.plan import Folder
+from quadrate.errors import ConfigError
+from quadrate.runtime import store
+
+if TYPE_CHECKING:
+    from quadrate.cli.assemble import Mesh, Options
+
+
+def prepare(options: Options) -> Folder:
+    """Check the whole mesh and write its plan; nothing is started. Raises ConfigError and StoreError."""
+    folder = Folder.of(options.port)
+    running = folder.read_state()
+    if running is not None and folder.is_running():
+        raise ConfigError(
+            f"A mesh already runs on port {options.port} (pid {running.pid}): see it with `quadrate status`, stop it with "
+            f"`quadrate down --port {options.port}`, or start another one with --port and its companions."
+        )
+    mesh = assemble.read(options)
+    preflight.check_packages(workers=bool(mesh.cards))
+    preflight.check_ports(options.host, mesh.ports())
+    folder.create()
+    planned = assemble.plan(mesh, folder)
+    _fetch_models(mesh)
+    assemble.write(mesh, folder)
+    folder.banner.write_text(banner.text(mesh, planned, folder))
+    folder.write_plan(planned)
+    return folder
+
+
+def run(folder: Folder) -> NoReturn:
+    """Become the supervisor. Its process holds nothing of this one, so that it stays small."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, _supervisor(folder))  # noqa: S606 - no shell is wanted
+
+
+def detach(folder: Folder) -> int:
+    """Start the supervisor in the background, wait until the mesh answers or has failed, and return the exit code."""
+    with (folder.logs / "supervisor.log").open("wb") as output:
+        process = subprocess.Popen(
+            _supervisor(folder), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    while not _settled(folder, process):
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    state = folder.read_state()
+    if process.poll() is None and state is not None and state.state == "ready":
+        print(folder.banner.read_text())
+        return 0
+    print((folder.logs / "supervisor.log").read_text(errors="replace"), file=sys.stderr, end="")
+    return process.returncode or 1
+
+
+def _settled(folder: Folder, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the supervisor has ended, or says that the mesh answers."""
+    state = folder.read_state()
+    return process.poll() is not None or (state is not None and state.pid == process.pid and state.state == "ready")
+
+
+def _supervisor(folder: Folder) -> list[str]:
+    return [sys.executable, "-m", "quadrate.cli.supervisor", str(folder.path)]
+
+
+def _fetch_models(mesh: Mesh) -> None:
+    """Get what is not here yet, so that a model that cannot be had is told before anything runs."""
+    with progress.shown() as show:
+        for alias, card in mesh.cards.items():
+            store.ensure(alias, card, progress=show)
