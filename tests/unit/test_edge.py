@@ -94,9 +94,10 @@ def test_the_access_log_names_no_key_and_no_query() -> None:
     [
         ("EDGE_ADMIN", "0.0.0.0:9901", "EDGE_ADMIN: '0.0.0.0:9901' is neither a port on loopback"),
         ("EDGE_GATEWAYS", "gateway", "EDGE_GATEWAYS: 'gateway' is no host:port"),
-        ("EDGE_GATEWAYS", "", "EDGE_GATEWAYS: at least one host:port is needed"),
+        ("EDGE_GATEWAYS", ",", "EDGE_GATEWAYS: at least one host:port is needed"),
         ("EDGE_PORT", "99999", "EDGE_PORT: "),
         ("OTEL_TRACES_SAMPLER_ARG", "2", "OTEL_TRACES_SAMPLER_ARG: "),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote", "OTEL_TRACES_SAMPLER: "),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, lists and OpenTelemetry's own variables."""
     monkeypatch.setenv("EDGE_GATEWAYS", "a:1, b:2")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://jaeger:4317")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.25")
     settings = load_edge_settings()
     assert settings.gateways == ("a:1", "b:2")
