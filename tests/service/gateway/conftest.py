@@ -59,6 +59,7 @@ class Door:
 
     @property
     def http(self) -> str:
+        """The address of its HTTP server."""
         return f"http://127.0.0.1:{self.gateway.server.http_port}"
 
     async def post(self, method: Callable[..., Any], body: Any, **options: Any) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Door:
 
 def refusal(error: grpc.aio.AioRpcError) -> Refusal:
     """Return what a caller reads from an error over gRPC, and the body that REST makes of it."""
-    trailers = {key: value for key, value in error.trailing_metadata()}
+    trailers = dict(error.trailing_metadata())
     packed = trailers.get("grpc-status-details-bin", b"")
     info = error_details_pb2.ErrorInfo()
     for detail in status_pb2.Status.FromString(packed).details:
@@ -116,9 +117,8 @@ def open_door(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMa
         telemetry = Telemetry.silent("router")
         paths = {f"{name}_path": tmp_path / f"{name}.yaml" for name in ("routing", "auth", "rate_limits")}
         given = GatewaySettings(host="127.0.0.1", port=0, http_port=0, **paths, **settings)
-        async with Gateway(given, telemetry) as gateway:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
-                yield Door(gateway, telemetry, channel)
+        async with Gateway(given, telemetry) as gateway, grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
+            yield Door(gateway, telemetry, channel)
 
     return start
 

@@ -1,0 +1,135 @@
+"""EmbedStream at the gateway: out of order, bounded, and no item ends the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from conftest import refused, routing
+
+from gateway.stream import IN_FLIGHT
+from quadrate.errors import Overloaded
+from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
+from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from conftest import Door
+
+
+def item(name: str, text: str = "cat", model: str = "fake") -> embed_pb2.EmbedStreamRequest:
+    """Return one request of a stream."""
+    return embed_pb2.EmbedStreamRequest(id=name, request=embed_pb2.EmbedRequest(model=model, inputs=[options_pb2.Input(text=text)]))
+
+
+async def sent(*items: embed_pb2.EmbedStreamRequest) -> AsyncIterator[embed_pb2.EmbedStreamRequest]:
+    """Give items."""
+    for one in items:
+        yield one
+
+
+async def test_answers_come_as_they_are_done(door: Door, worker: FakeWorker) -> None:
+    """The first request is held back until the second was answered; each answer has its own id and vector."""
+    answered = asyncio.Event()
+
+    async def hold_cats(request: Any, _: Any) -> None:
+        if list(request.inputs[0].token_ids.ids) == [7]:
+            await answered.wait()
+
+    worker.before = hold_cats
+    names = []
+    async for answer in door.embed.EmbedStream(sent(item("slow", "cat"), item("fast", "dog"))):
+        names.append(answer.id)
+        answered.set()
+        expected = fake_vector([7] if answer.id == "slow" else [8])
+        assert np.array_equal(np.float32(answer.response.embeddings[0].values), expected)
+        assert answer.response.model == "fake"
+        assert answer.response.usage.tokens == 3
+    assert names == ["fast", "slow"]
+
+
+async def test_a_bad_item_is_answered_and_the_stream_goes_on(door: Door, worker: FakeWorker) -> None:
+    """Empty, unknown model, an id too long, refused by the worker: each by an error under its own id."""
+
+    async def refuse_dogs(request: Any, _: Any) -> None:
+        if list(request.inputs[0].token_ids.ids) == [8]:
+            raise Overloaded("Full.", retry_after_seconds=1.5)
+
+    worker.before = refuse_dogs
+    items = [item("empty", ""), item("unknown", model="x"), item("i" * 257), item("full", "dog"), item("good")]
+    found = {answer.id: answer async for answer in door.embed.EmbedStream(sent(*items))}
+    assert len(found) == len(items)
+    assert found["good"].response.embeddings
+    assert (found["empty"].error.reason, found["empty"].error.param, found["empty"].error.code) == ("EMPTY_INPUT", "inputs[0].text", 3)
+    assert not found["empty"].error.retryable
+    assert found["unknown"].error.reason == "MODEL_NOT_FOUND"
+    assert found["i" * 257].error.param == "id"
+    full = found["full"].error
+    assert (full.reason, full.retryable, full.retry_after_seconds) == ("OVERLOADED", True, 1.5)
+
+
+async def test_a_reader_that_stops_stops_the_stream(open_door: Callable[..., Any]) -> None:
+    """While nothing is read, no more is asked of the worker than the bound and the transport's windows; later all is answered."""
+    many = 20 * IN_FLIGHT
+    wide = fake_card("fake", dimensions=4096)
+    async with FakeWorker(wide, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        answers = aiter(door.embed.EmbedStream(sent(*(item(str(number)) for number in range(many)))))
+        first = await anext(answers)
+        before = -1
+        while before != len(worker.received):
+            before = len(worker.received)
+            await asyncio.sleep(0.3)  # long enough for hundreds of requests, were they read
+        assert before < many / 2, "the worker was asked for what nobody reads"
+        assert {first.id} | {answer.id async for answer in answers} == {str(number) for number in range(many)}
+
+
+async def test_no_more_than_the_bound_is_at_work(door: Door, worker: FakeWorker) -> None:
+    """A caller who sends without end keeps IN_FLIGHT requests at work, not more."""
+    release = asyncio.Event()
+
+    async def hold(_: Any, __: Any) -> None:
+        await release.wait()
+
+    worker.before = hold
+    call = door.embed.EmbedStream(sent(*(item(str(number)) for number in range(3 * IN_FLIGHT))))
+    await door.until(lambda: len(worker.received) >= IN_FLIGHT)
+    await asyncio.sleep(0.1)
+    assert len(worker.received) == IN_FLIGHT
+    release.set()
+    assert len([answer async for answer in call]) == 3 * IN_FLIGHT
+
+
+async def test_a_caller_that_leaves_cancels_its_items(door: Door, worker: FakeWorker) -> None:
+    """The workers' calls end with the stream."""
+    cancelled = 0
+
+    async def wait(_: Any, __: Any) -> None:
+        nonlocal cancelled
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+
+    worker.before = wait
+    call = door.embed.EmbedStream(sent(*(item(str(number)) for number in range(5))))
+    await door.until(lambda: len(worker.received) == 5)
+    call.cancel()
+    await door.until(lambda: cancelled == 5)
+
+
+async def test_an_empty_stream_ends_well(door: Door) -> None:
+    """No requests, no answers, no error."""
+    assert [answer async for answer in door.embed.EmbedStream(sent())] == []
+
+
+async def test_a_stream_needs_a_key_where_one_is_needed(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """A stream is let in or refused as a whole."""
+    async with open_door(routing(worker), auth="api_keys: [k]") as door:
+        await door.until_serving()
+        assert (await refused(door.embed.EmbedStream(sent(item("a"))).read())).status == "UNAUTHENTICATED"
+        call = door.embed.EmbedStream(sent(item("a")), metadata=(("x-api-key", "k"),))
+        assert [answer.id async for answer in call] == ["a"]

@@ -1,0 +1,187 @@
+"""Reranking as the gateway serves it: the facade for Cohere, Jina and LiteLLM, and the native service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import refused, routing
+
+from quadrate.testing.worker import fake_vector
+from quadrate.v1 import options_pb2, rerank_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Door
+
+    from quadrate.testing.worker import FakeWorker
+
+DOCUMENTS = ["the cat", "the dog", "hello world", "mat"]
+
+
+def native(*documents: str, query: str = "cat", **fields: Any) -> rerank_pb2.RerankRequest:
+    """Return a native request."""
+    inputs = [options_pb2.Input(text=document) for document in documents or DOCUMENTS]
+    return rerank_pb2.RerankRequest(model="fake-rerank", query=query, documents=inputs, **fields)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+async def test_results_come_best_first_in_the_shape_of_all(door: Door, worker: FakeWorker, version: str) -> None:
+    """Indices, scores, meta and usage; both paths give the same but for the version."""
+    method = door.cohere.RerankV1 if version == "1" else door.cohere.RerankV2
+    answer = await door.post(method, {"model": "fake-rerank", "query": "cat", "documents": DOCUMENTS})
+    (request,) = worker.received
+    scores = [float(fake_vector(request.query_token_ids.ids) @ fake_vector(item.token_ids.ids)) for item in request.documents]
+    assert [one["index"] for one in answer["results"]] == sorted(range(4), key=lambda place: -scores[place])
+    assert [one["relevance_score"] for one in answer["results"]] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    assert answer["model"] == "fake-rerank"
+    assert answer["meta"]["api_version"] == {"version": version}
+    assert answer["meta"]["billed_units"] == {"search_units": 1}
+    assert answer["meta"]["tokens"]["input_tokens"] == answer["usage"]["total_tokens"] == 3 + 4 + 4 + 4 + 3
+    assert "warnings" not in answer["meta"]
+    assert all("document" not in one for one in answer["results"])
+
+
+async def test_equal_scores_stand_by_index(door: Door) -> None:
+    """The same document twice: the first stands first."""
+    answer = await door.post(door.cohere.RerankV1, {"model": "fake-rerank", "query": "cat", "documents": ["dog", "mat", "dog", "dog"]})
+    places = [one["index"] for one in answer["results"]]
+    assert [place for place in places if place != 1] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("fields", "count"), [({"top_n": 2}, 2), ({"top_k": 1}, 1), ({"top_n": 4}, 4), ({"top_n": 20}, 4)])
+async def test_top_n_gives_the_best_so_many(door: Door, fields: dict[str, int], count: int) -> None:
+    """More than there are gives all."""
+    whole = await door.post(door.cohere.RerankV2, {"model": "fake-rerank", "query": "cat", "documents": DOCUMENTS})
+    answer = await door.post(door.cohere.RerankV2, {"model": "fake-rerank", "query": "cat", "documents": DOCUMENTS, **fields})
+    assert answer["results"] == whole["results"][:count]
+
+
+async def test_documents_are_repeated_on_request(door: Door) -> None:
+    """As `{"text": …}`, whether they came as strings or as objects."""
+    documents = ["the cat", {"text": "the dog", "title": "x"}]
+    body = {"model": "fake-rerank", "query": "cat", "documents": documents, "return_documents": True}
+    answer = await door.post(door.cohere.RerankV1, body)
+    assert {one["index"]: one["document"] for one in answer["results"]} == {0: {"text": "the cat"}, 1: {"text": "the dog"}}
+
+
+async def test_long_documents_are_cut_and_named(door: Door, worker: FakeWorker) -> None:
+    """Over the limit on tokens or on characters: cut on the right, and the warning says which; short ones are not touched."""
+    documents = ["cat", "cat " * 40, "dog", "m" * 5000]
+    answer = await door.post(
+        door.cohere.RerankV2, {"model": "fake-rerank", "query": "cat", "documents": documents, "return_documents": True}
+    )
+    (warning,) = answer["meta"]["warnings"]
+    assert warning.startswith("Documents 1, 3 were longer")
+    assert [len(item.token_ids.ids) for item in worker.received[0].documents] == [1, 30, 1, 1]
+    assert {one["index"]: one["document"]["text"] for one in answer["results"]}[1] == documents[1]
+
+
+async def test_max_tokens_per_doc_cuts_each_document(door: Door, worker: FakeWorker) -> None:
+    """Counted without special tokens; more than the model reads means the model's limit."""
+    body = {"model": "fake-rerank", "query": "cat", "documents": ["the cat sat", "cat"], "max_tokens_per_doc": 2}
+    answer = await door.post(door.cohere.RerankV2, body)
+    assert [len(item.token_ids.ids) for item in worker.received[0].documents] == [2, 1]
+    assert answer["meta"]["warnings"] == ["Document 0 was longer than the limit and cut; what was cut did not count towards the score."]
+    await door.post(door.cohere.RerankV2, {**body, "max_tokens_per_doc": 4096})
+    assert [len(item.token_ids.ids) for item in worker.received[1].documents] == [3, 1]
+
+
+BAD: dict[str, tuple[Any, str, str | None, str]] = {
+    "top_n 0": ({"top_n": 0}, "INVALID_ARGUMENT", "top_n", "invalid_value"),
+    "top_n -1": ({"top_n": -1}, "INVALID_ARGUMENT", "top_n", "invalid_value"),
+    "top_k 0": ({"top_k": 0}, "INVALID_ARGUMENT", "top_k", "invalid_value"),
+    "top_n above max_top_k": ({"top_n": 21}, "INVALID_ARGUMENT", "top_n", "invalid_value"),
+    "top_n and top_k": ({"top_n": 1, "top_k": 2}, "INVALID_ARGUMENT", "top_k", "invalid_value"),
+    "no documents": ({"documents": []}, "INVALID_ARGUMENT", "documents", "empty_input"),
+    "too many documents": ({"documents": ["cat"] * 51}, "INVALID_ARGUMENT", "documents", "too_many_inputs"),
+    "empty document": ({"documents": ["cat", ""]}, "INVALID_ARGUMENT", "documents[1]", "empty_input"),
+    "blank document": ({"documents": ["cat", " "]}, "INVALID_ARGUMENT", "documents[1]", "empty_input"),
+    "empty text": ({"documents": [{"text": ""}]}, "INVALID_ARGUMENT", "documents[0].text", "empty_input"),
+    "no text": ({"documents": [{"title": "x"}]}, "INVALID_ARGUMENT", "documents[0].text", "missing_required_parameter"),
+    "NUL": ({"documents": ["a\0b"]}, "INVALID_ARGUMENT", "documents[0]", "invalid_value"),
+    "NUL in the query": ({"query": "a\0b"}, "INVALID_ARGUMENT", "query", "invalid_value"),
+    "empty query": ({"query": ""}, "INVALID_ARGUMENT", "query", "empty_input"),
+    "blank query": ({"query": "  "}, "INVALID_ARGUMENT", "query", "empty_input"),
+    "long query": ({"query": "cat " * 40}, "INVALID_ARGUMENT", "query", "context_length_exceeded"),
+    "unknown model": ({"model": "x"}, "NOT_FOUND", "model", "model_not_found"),
+    "model of the other task": ({"model": "fake"}, "NOT_FOUND", "model", "model_not_found"),
+    "max_tokens_per_doc 0": ({"max_tokens_per_doc": 0}, "INVALID_ARGUMENT", "max_tokens_per_doc", "invalid_value"),
+    "instruction": ({"instruction": "x"}, "INVALID_ARGUMENT", "instruction", "invalid_value"),
+    "malformed": (b"{", "INVALID_ARGUMENT", None, "invalid_json"),
+    "duplicate key": (b'{"documents":[{"text":"a","text":"b"}]}', "INVALID_ARGUMENT", "text", "duplicate_key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", BAD.values(), ids=BAD.keys())
+async def test_bad_input_is_refused_and_the_next_request_works(
+    door: Door, worker: FakeWorker, row: tuple[Any, str, str | None, str]
+) -> None:
+    """Each row's status, param and code; nothing of it reached the worker, and a good request after it is served."""
+    fields, status, param, code = row
+    good = {"model": "fake-rerank", "query": "cat", "documents": DOCUMENTS}
+    failure = await refused(door.post(door.cohere.RerankV2, fields if isinstance(fields, bytes) else {**good, **fields}))
+    assert (failure.status, failure.body["param"], failure.body["code"]) == (status, param, code)
+    assert worker.received == []
+    assert len((await door.post(door.cohere.RerankV2, good))["results"]) == len(DOCUMENTS)
+
+
+async def test_the_native_service_answers_with_usage_and_provenance(door: Door) -> None:
+    """Documents as they were given, if asked for; tokens of the query and all documents; where the time went."""
+    answer = await door.rerank.Rerank(native(return_documents=True, top_n=3))
+    assert answer.model == "fake-rerank"
+    assert [one.document.text for one in answer.results] == [DOCUMENTS[one.index] for one in answer.results]
+    assert len(answer.results) == 3
+    assert answer.usage.tokens == 18
+    assert answer.usage.tokens_cut == 0
+    assert answer.provenance.provider == "FakeExecutionProvider"
+    assert 0 < answer.timings.tokenize_seconds < answer.timings.total_seconds
+
+
+async def test_the_native_service_refuses_long_documents_unless_told_to_cut(door: Door) -> None:
+    """By tokens and by characters; the query is never cut."""
+    for document in ("cat " * 40, "m" * 5000):
+        failure = await refused(door.rerank.Rerank(native("dog", document)))
+        assert (failure.reason, failure.param) == ("CONTEXT_LENGTH_EXCEEDED", "documents[1].text")
+        answer = await door.rerank.Rerank(native("dog", document, truncation=options_pb2.RIGHT))
+        assert list(answer.warnings) == ["Document 1 was longer than the limit and cut; what was cut did not count towards the score."]
+    answer = await door.rerank.Rerank(native("cat " * 40, truncation=options_pb2.LEFT))
+    assert answer.results[0].usage.tokens_cut == answer.usage.tokens_cut == 10
+    failure = await refused(door.rerank.Rerank(native("dog", query="cat " * 40, truncation=options_pb2.RIGHT)))
+    assert (failure.reason, failure.param) == ("CONTEXT_LENGTH_EXCEEDED", "query")
+
+
+async def test_the_native_service_takes_token_ids(door: Door) -> None:
+    """Ids of query and documents score as their texts do; they cannot be repeated, and both forms of a query are one too many."""
+    ids = options_pb2.TokenIds(ids=[7])
+    by_text = await door.rerank.Rerank(native("cat", "dog"))
+    request = rerank_pb2.RerankRequest(
+        model="fake-rerank", query_token_ids=ids, documents=[options_pb2.Input(token_ids=ids), options_pb2.Input(text="dog")]
+    )
+    by_ids = await door.rerank.Rerank(request)
+    assert [(one.index, one.relevance_score) for one in by_ids.results] == [(one.index, one.relevance_score) for one in by_text.results]
+    request.return_documents = True
+    assert (await refused(door.rerank.Rerank(request))).param == "return_documents"
+    request.return_documents = False
+    request.query = "cat"
+    assert (await refused(door.rerank.Rerank(request))).param == "query_token_ids"
+    request.query = ""
+    request.query_token_ids.ids.append(-1)
+    assert (await refused(door.rerank.Rerank(request))).param == "query_token_ids"
+
+
+async def test_what_is_not_served_yet_says_so(door: Door) -> None:
+    """Raw scores are in the contract and not in this version."""
+    failure = await refused(door.rerank.Rerank(native(raw_scores=True)))
+    assert (failure.status, failure.param) == ("UNIMPLEMENTED", "raw_scores")
+
+
+async def test_limits_are_configured(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """RERANK_MAX_DOCUMENTS, RERANK_MAX_DOCUMENT_LENGTH and ROUTER_DOCUMENT_TOKEN_LIMIT."""
+    settings = {"RERANK_MAX_DOCUMENTS": 2, "RERANK_MAX_DOCUMENT_LENGTH": 5, "document_token_limit": 1}
+    async with open_door(routing(worker), **settings) as door:
+        await door.until_serving()
+        assert (await refused(door.rerank.Rerank(native("cat", "cat", "cat")))).reason == "TOO_MANY_INPUTS"
+        assert (await refused(door.rerank.Rerank(native("cat", "catcat")))).param == "documents[1].text"
+        assert (await refused(door.rerank.Rerank(native("the a")))).reason == "CONTEXT_LENGTH_EXCEEDED"
