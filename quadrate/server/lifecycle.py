@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from quadrate.health import Health
     from quadrate.telemetry import Telemetry
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""The largest message either way. The edge stops bodies at 8 MiB; between our own processes answers may be larger."""
+MAX_REQUEST_BYTES = 8 * 1024 * 1024 + 64 * 1024
+"""The largest message that is taken in: a REST body of 8 MiB, where the edge stops, and what gRPC wraps around it."""
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""The largest message that is sent: 2,048 vectors of 4,096 values are half of it."""
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     # The edge refuses headers over 32 KiB by 431; below that they must not fail here with a status that says nothing.
     ("grpc.max_metadata_size", 65_536),
     ("grpc.absolute_max_metadata_size", 98_304),
