@@ -155,7 +155,7 @@ def test_unknown_words_are_refused_with_those_that_are_known(option: dict[str, A
 
 def _failure(code: grpc.StatusCode, message: str = "", **trailers: Any) -> grpc.aio.AioRpcError:
     metadata = grpc.aio.Metadata(*((key.replace("_", "-"), value) for key, value in trailers.items()))
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message)
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message, None)
 
 
 @pytest.mark.parametrize("error", ERRORS)
