@@ -14,8 +14,6 @@ from quadrate.errors import ConfigError
 Device = Literal["auto", "cpu", "gpu"]
 Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
 
-_CONFIG = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
-
 
 def usable_cores() -> int:
     """Return how many cores this process may use."""
@@ -23,9 +21,9 @@ def usable_cores() -> int:
 
 
 class WorkerSettings(BaseSettings):
-    """What one worker process is told. Every field is an environment variable: `EMBED_` or `RERANK_` and its name, unless it says another."""
+    """What one worker process is told. Every field is the variable `EMBED_` or `RERANK_` and its name, unless it says another."""
 
-    model_config = _CONFIG
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ()
     """The models to serve: aliases of the catalogue, separated by commas."""
@@ -82,7 +80,7 @@ class WorkerSettings(BaseSettings):
 class EmbedSettings(WorkerSettings):
     """The embed worker's settings."""
 
-    model_config = SettingsConfigDict(_CONFIG, env_prefix="EMBED_")
+    model_config = SettingsConfigDict(env_prefix="EMBED_")
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ("minilm",)
     """The models to serve: aliases of the catalogue, separated by commas."""
@@ -95,7 +93,7 @@ class EmbedSettings(WorkerSettings):
 class RerankSettings(WorkerSettings):
     """The rerank worker's settings."""
 
-    model_config = SettingsConfigDict(_CONFIG, env_prefix="RERANK_")
+    model_config = SettingsConfigDict(env_prefix="RERANK_")
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ("minilm-rerank",)
     """The models to serve: aliases of the catalogue, separated by commas."""

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 Output = Literal["unit", "pooled", "states"]
 """What is wanted for each text: its vector with length one, its vector as pooled, or its tokens' states with length one."""
 
-CANARIES = ("A model is ready once it has answered.", "yes", "One text is longer than the others, so that the batch has places to fill. " * 3)
+CANARIES = (
+    "A model is ready once it has answered.",
+    "yes",
+    "One text is longer than the others, so that the batch has places to fill. " * 3,
+)
 AGREEMENT = 1e-4
 """How far a value may lie from the same text's value in another run: float32 sums in another order differ by about 1e-6."""
 
@@ -116,7 +120,9 @@ def _tokenizer(facts: Facts) -> TextTokenizer:
             f"{path}: has {tokenizer.vocabulary_size} entries, the model {facts.encoder.vocabulary_size}; they do not belong together."
         )
     if tokenizer.max_content_tokens < 1:
-        raise ConfigError(f"{facts.path}: the limit of {facts.max_tokens} tokens leaves no room beside {tokenizer.special_count} special ones.")
+        raise ConfigError(
+            f"{facts.path}: the limit of {facts.max_tokens} tokens leaves no room beside {tokenizer.special_count} special ones."
+        )
     return tokenizer
 
 

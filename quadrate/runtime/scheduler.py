@@ -18,7 +18,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +27,8 @@ from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavail
 from quadrate.runtime import batching
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
     from opentelemetry.trace import SpanContext
 
@@ -119,6 +120,7 @@ class Text:
 
     @property
     def deadline(self) -> float | None:
+        """When its caller stops waiting."""
         return self.job.deadline
 
 
@@ -138,10 +140,12 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
+        """The tokens of each text."""
         return [text.tokens for text in self.texts]
 
     @property
     def tokens(self) -> int:
+        """The tokens of all texts."""
         return sum(text.tokens for text in self.texts)
 
 
@@ -191,21 +195,21 @@ class Scheduler:
         self._idle = 0
         self._running: dict[int, Batch] = {}
         self._jobs: set[Job] = set()
+        self._seen: dict[str, None] = {}
         self._closed = False
         self._threads = [threading.Thread(target=self._serve, args=(slot,), name=f"runner-{slot}") for slot in range(rules.runners)]
         for thread in self._threads:
             thread.start()
 
-    @property
-    def queued_seconds(self) -> float:
-        """How long the work that waits will take, as predicted."""
-        return self._waiting_seconds / self._rules.runners
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens that wait."""
+    def queued(self) -> dict[str, tuple[int, float]]:
+        """Return for each model that has waiting texts, or had any before, their tokens and the seconds they are predicted to take."""
+        found = dict.fromkeys(self._seen, (0, 0.0))
         with self._changed:
-            return sum(text.tokens for text in self._waiting if not text.job.over)
+            for text in self._waiting:
+                if not text.job.over:
+                    tokens, seconds = found[text.job.lane.name]
+                    found[text.job.lane.name] = (tokens + text.tokens, seconds + text.seconds / self._rules.runners)
+        return found
 
     async def run(
         self, lane: Lane, readings: Sequence[NDArray[np.int32]], *, output: str, deadline: float | None, trace: Trace | None = None
@@ -245,7 +249,9 @@ class Scheduler:
             return
         lane.failed = reason
         for job in [job for job in self._jobs if job.lane is lane]:
-            self._refuse(job, Unavailable(f"The model {lane.name} failed and its worker restarts. Try again.", retry_after_seconds=1.0), "failed")
+            self._refuse(
+                job, Unavailable(f"The model {lane.name} failed and its worker restarts. Try again.", retry_after_seconds=1.0), "failed"
+            )
         self._on_failure(lane)
 
     def watch(self) -> None:
@@ -277,7 +283,10 @@ class Scheduler:
     def _submit(self, job: Job, readings: Sequence[NDArray[np.int32]]) -> None:
         lane = job.lane
         if lane.failed or self._closed:
-            raise Unavailable(f"The model {lane.name} does not run: {lane.failed or 'the worker is stopping'}. Try again.", retry_after_seconds=1.0)
+            raise Unavailable(
+                f"The model {lane.name} does not run: {lane.failed or 'the worker is stopping'}. Try again.", retry_after_seconds=1.0
+            )
+        self._seen[lane.name] = None
         costs = [lane.cost.share(len(reading)) for reading in readings]
         with self._changed:
             finishes = (self._virtual + np.cumsum(costs)).tolist()
@@ -297,7 +306,9 @@ class Scheduler:
             )
         if job.deadline is None and self._ahead(last) > PATIENCE_FACTOR * self._rules.queue_seconds:
             self._meter.dropped(job.lane, "overloaded", len(job.results))
-            raise Overloaded("The queue is too long for so many texts. Send less at once, or try again later.", retry_after_seconds=wait + 1.0)
+            raise Overloaded(
+                "The queue is too long for so many texts. Send less at once, or try again later.", retry_after_seconds=wait + 1.0
+            )
         ready = self._ahead(last) + (last - self._virtual) / self._rules.runners
         if job.deadline is not None and job.lane.cost.runs and self._clock() + ready > job.deadline:
             self._meter.dropped(job.lane, "overloaded", len(job.results))
@@ -314,9 +325,7 @@ class Scheduler:
         place = bisect.bisect_right(self._waiting, finish, key=_finish)
         return self._waiting_seconds * place / len(self._waiting) / self._rules.runners
 
-    def _enqueue(
-        self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], finishes: Sequence[float]
-    ) -> None:
+    def _enqueue(self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], finishes: Sequence[float]) -> None:
         """Put texts into the fair order. Under the lock."""
         order = _new_order()
         texts = [
@@ -334,7 +343,9 @@ class Scheduler:
         self._waiting_seconds += job.waiting_seconds
 
     def _expire(self, job: Job) -> None:
-        self._refuse(job, DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once."), "deadline")
+        self._refuse(
+            job, DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once."), "deadline"
+        )
 
     def _refuse(self, job: Job, error: QuadrateError, reason: str) -> None:
         if not job.future.done():

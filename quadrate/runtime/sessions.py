@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from quadrate.config.worker import Device
     from quadrate.runtime.graphs import Graph
 
-Rows = "Sequence[NDArray[np.float32]]"
-"""One array for each text of a batch: a vector `[H]`, or `[tokens, H]`."""
-
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 NULL = "NullExecutionProvider"
@@ -39,7 +36,9 @@ class Session(Protocol):
 
     provider: str
 
-    def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(
+        self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """Return for each output one array for each text, in order. Any exception means that the session is broken."""
 
 
@@ -73,15 +72,15 @@ class OnnxSession:
         self._narrow = _open(graph, provider, threads=1)
         self._wide = _open(graph, provider, threads=threads) if threads > 1 and provider == CPU else self._narrow
 
-    def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(
+        self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         packed = pack(readings)
         session = self._wide if wide else self._narrow
         results = session.run(outputs, {name: packed.feeds[name] for name in self._inputs})
         cut = packed.bounds[1:-1]
-        return {
-            name: np.split(result, cut) if name == "states" else list(result) for name, result in zip(outputs, results, strict=True)
-        }
+        return {name: np.split(result, cut) if name == "states" else list(result) for name, result in zip(outputs, results, strict=True)}
 
 
 class NullSession:
@@ -96,7 +95,13 @@ class NullSession:
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:  # noqa: ARG002
+    def run(
+        self,
+        readings: Sequence[NDArray[np.int32]],
+        outputs: Sequence[str],
+        *,
+        wide: bool,  # noqa: ARG002 - as every session
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         return {name: [self._rows(name, len(reading)) for reading in readings] for name in outputs}
 
@@ -123,5 +128,7 @@ def _open(graph: Graph, provider: str, *, threads: int) -> onnxruntime.Inference
     except Exception as error:  # the library's exceptions share no base of their own
         raise ConfigError(f"{graph.folder}: {provider} cannot open the model: {error}") from error
     if session.get_providers()[0] != provider:
-        raise ConfigError(f"{graph.folder}: {provider} was asked for, {session.get_providers()[0]} would be used; the worker does not start.")
+        raise ConfigError(
+            f"{graph.folder}: {provider} was asked for, {session.get_providers()[0]} would be used; the worker does not start."
+        )
     return session

@@ -13,7 +13,7 @@ import contextlib
 import json
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit, which keeps a damaged file from asking for any amount of memory."""
 
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Place:
 class Weights:
     """Named float32 tensors of a model folder.
 
-    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. Raises ConfigError if there are none, or one is damaged.
+    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. Raises ConfigError if there are none, or one is
+    damaged.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -102,9 +102,7 @@ class Builder:
         graph = helper.make_graph(self._nodes, "quadrate", self._inputs, results, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="quadrate")
         inputs = tuple(value.name for value in self._inputs)
-        return Graph(
-            model.SerializeToString(), self._weights.folder, self._computed, inputs, tuple(outputs), width, self._weight_bytes
-        )
+        return Graph(model.SerializeToString(), self._weights.folder, self._computed, inputs, tuple(outputs), width, self._weight_bytes)
 
 
 def _value(name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:

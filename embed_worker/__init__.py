@@ -1,0 +1,1 @@
+"""The embed worker: texts in, vectors out."""

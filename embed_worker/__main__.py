@@ -1,0 +1,12 @@
+"""`python -m embed_worker`: the embed worker's process, configured by the environment (quadrate/config/worker.py)."""
+
+from __future__ import annotations
+
+import sys
+
+from embed_worker.service import EmbedService
+from quadrate.config.worker import EmbedSettings
+from quadrate.worker import main
+
+if __name__ == "__main__":
+    sys.exit(main(EmbedSettings, task="embed", service=EmbedService))

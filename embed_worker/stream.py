@@ -1,0 +1,119 @@
+"""EmbedStream: many requests at once, answers as they are done, never more in hand than a bound.
+
+A permit is taken before a request is read and given back when its answer has been taken by the transport. So a caller who stops reading
+stops our reading, and a stream holds at most IN_FLIGHT requests and answers in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from embed_worker.answers import varint
+from quadrate.errors import Internal, InvalidArgument, QuadrateError
+from quadrate.telemetry import log
+from quadrate.v1 import embed_pb2, options_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from quadrate.server import Call
+
+    Embed = Callable[[embed_pb2.EmbedRequest, Call], Awaitable[bytes]]
+
+IN_FLIGHT = 64
+"""Requests of one stream in hand: enough to fill the batches of every runner several times over."""
+MAX_ID_BYTES = 256
+
+_RESPONSE = b"\x12"  # of EmbedStreamResponse: field 2, length-delimited
+
+
+async def in_order_of_completion(embed: Embed, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
+    """Give the serialised EmbedStreamResponses; a request that fails is answered by its error, and the stream goes on."""
+    stream = _Stream(embed, call)
+    reader = asyncio.create_task(stream.read(requests))
+    try:
+        while (answer := await stream.done.get()) is not None:
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+            stream.permits.release()
+    finally:
+        tasks = [reader, *stream.at_work]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        call.log.update(inputs=stream.inputs, tokens=stream.tokens, items=stream.items, items_failed=stream.failed)
+
+
+class _Stream:
+    """One stream's permits, tasks and answers."""
+
+    def __init__(self, embed: Embed, call: Call) -> None:
+        self.permits = asyncio.Semaphore(IN_FLIGHT)
+        self.done: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.at_work: set[asyncio.Task[None]] = set()
+        self.items = self.failed = self.inputs = self.tokens = 0
+        self._embed = embed
+        self._call = call
+
+    async def read(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest]) -> None:
+        """Start a task for each request as permits allow; then None when the last is done, or what ended the reading."""
+        try:
+            await self.permits.acquire()
+            async for request in requests:
+                task = asyncio.create_task(self._answer(request))
+                self.at_work.add(task)
+                task.add_done_callback(self.at_work.discard)
+                await self.permits.acquire()
+            if self.at_work:
+                await asyncio.wait(self.at_work)
+        except Exception as error:  # noqa: BLE001 - whoever takes the answers raises it
+            self.done.put_nowait(error)
+        else:
+            self.done.put_nowait(None)
+
+    async def _answer(self, request: embed_pb2.EmbedStreamRequest) -> None:
+        call = replace(self._call, log={}, headers=[])
+        head = embed_pb2.EmbedStreamResponse(id=request.id).SerializeToString()
+        try:
+            _check_id(request.id)
+            body = await self._embed(request.request, call)
+            answer = b"".join((head, _RESPONSE, varint(len(body)), body))
+        except Exception as error:  # noqa: BLE001 - one item must never end the stream
+            self.failed += 1
+            answer = head + embed_pb2.EmbedStreamResponse(error=_told(error, call)).SerializeToString()
+        self.items += 1
+        self._count(call)
+        self.done.put_nowait(answer)
+
+    def _count(self, call: Call) -> None:
+        self.inputs += _number(call.log.get("inputs"))
+        self.tokens += _number(call.log.get("tokens"))
+        if "model" in call.log:
+            self._call.log["model"] = call.log["model"]
+
+
+def _check_id(name: str) -> None:
+    if len(name.encode()) > MAX_ID_BYTES:
+        raise InvalidArgument(f"id has more than {MAX_ID_BYTES} bytes. Use a shorter one.", param="id")
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _told(error: Exception, call: Call) -> options_pb2.Error:
+    """Return an error as a stream tells it; one that is not ours is logged, and its text kept from the caller."""
+    if not isinstance(error, QuadrateError):
+        log.error("unexpected failure in a stream", error=type(error).__name__)
+        error = Internal(f"Something failed on our side. Quote the request id {call.request_id} to the operator.")
+    return options_pb2.Error(
+        code=error.status.value[0],
+        message=error.message,
+        reason=error.reason,
+        param=error.param or "",
+        retryable=error.retryable,
+        retry_after_seconds=error.retry_after_seconds,
+    )

@@ -1,0 +1,140 @@
+"""A worker process: ports first, then models; and when a model fails, out, so that the supervisor starts a new one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from quadrate.config.worker import load_worker_settings
+from quadrate.errors import ConfigError
+from quadrate.health import Health
+from quadrate.runtime.batching import Limits
+from quadrate.runtime.scheduler import Rules, Scheduler
+from quadrate.runtime.sessions import provider_for
+from quadrate.server import Server, run
+from quadrate.telemetry import Telemetry, log
+from quadrate.worker.catalogue import Catalogue
+from quadrate.worker.meter import TelemetryMeter
+from quadrate.worker.models import ModelService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quadrate.config.worker import WorkerSettings
+    from quadrate.runtime.scheduler import Lane
+
+EXIT_CONFIG = 2
+"""Something configured cannot be used: starting again will not help."""
+EXIT_FAILED = 70
+"""A model failed, or none could be loaded: a new process may do better (sysexits.h, EX_SOFTWARE)."""
+WATCH_SECONDS = 1.0
+
+
+class Worker:
+    """One worker: its server, its models, their scheduler. An async context manager; entering it opens the ports, models load after that.
+
+    Args:
+        settings: What it is told.
+        task: `embed` or `rerank`.
+        service: Makes its service from the catalogue and the settings.
+        telemetry: Where calls are counted, logged and traced.
+
+    Raises ConfigError when it cannot be as it is told.
+    """
+
+    def __init__(self, settings: WorkerSettings, *, task: str, service: Callable[[Catalogue, Any], Any], telemetry: Telemetry) -> None:
+        provider_for(settings.device)
+        self._settings = settings
+        self._telemetry = telemetry
+        name = f"quadrate.v1.{'EmbedService' if task == 'embed' else 'RerankService'}"
+        health = Health()
+        self.catalogue = Catalogue(settings, task=task, service=name, health=health, telemetry=telemetry)
+        self.server = Server(
+            telemetry=telemetry,
+            health=health,
+            services=[service(self.catalogue, settings), ModelService(self.catalogue)],
+            host=settings.host,
+            port=settings.port,
+            http_port=settings.http_port,
+            readiness=self.catalogue.readiness,
+            reflection_on=settings.reflection,
+            drain_seconds=settings.drain_seconds,
+        )
+        self.scheduler: Scheduler
+        self.status = 0
+        """What the process exits with."""
+        self.loaded = asyncio.Event()
+        """Set when every model is ready or given up."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        if settings.session == "null":
+            log.warn("the session is null: answers come from no model, for measurements only")
+        await self.server.start()
+        rules = Rules(
+            limits=Limits(settings.max_batch_tokens, settings.max_batch_size),
+            runners=settings.threads,
+            delay_seconds=settings.batch_delay_ms / 1000,
+            queue_seconds=settings.queue_timeout_ms / 1000,
+            stuck_seconds=settings.stuck_seconds,
+        )
+        self.scheduler = Scheduler(rules, meter=TelemetryMeter(self._telemetry), on_failure=self._failed)
+        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not await self.scheduler.close():
+            log.fatal("a run does not end; the process leaves without it")
+            os._exit(EXIT_FAILED)
+
+    async def _load(self) -> None:
+        if not await self.catalogue.load(self.scheduler):
+            self._leave("no model could be loaded")
+        self.loaded.set()
+
+    async def _watch(self) -> None:
+        """Look for stuck runs and tell how much waits, once a second."""
+        metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self.scheduler.watch()
+            for alias, (tokens, seconds) in self.scheduler.queued().items():
+                metrics.gauge(f"{prefix}_queue_tokens", alias).set(tokens)
+                metrics.gauge(f"{prefix}_queue_estimated_seconds", alias).set(seconds)
+
+    def _failed(self, lane: Lane) -> None:
+        self.catalogue.failed(lane)
+        self._leave(f"the model {lane.name} failed")
+
+    def _leave(self, reason: str) -> None:
+        self.status = EXIT_FAILED
+        self.server.ask_to_stop(reason)
+
+
+def main(kind: type[WorkerSettings], *, task: str, service: Callable[[Catalogue, Any], Any]) -> int:
+    """Run a worker until told to stop, or until a model fails. Returns the exit status: 0, EXIT_CONFIG or EXIT_FAILED."""
+    try:
+        return run(_serve(kind, task, service))
+    except ConfigError as error:
+        log.fatal("cannot start", reason=str(error))
+        return EXIT_CONFIG
+
+
+async def _serve(kind: type[WorkerSettings], task: str, service: Callable[[Catalogue, Any], Any]) -> int:
+    telemetry = Telemetry.start(component=f"{task}_worker", prefix=task)
+    # A runner that has an answer must not wait the usual 5 ms for the event loop's thread to give way.
+    sys.setswitchinterval(0.0005)
+    worker = Worker(load_worker_settings(kind), task=task, service=service, telemetry=telemetry)
+    async with worker:
+        await worker.server.run()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return worker.status

@@ -1,0 +1,166 @@
+"""How a request's inputs become what the model reads: prompts, token ids, truncation, and the refusals on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs
+from quadrate.v1.options_pb2 import DOCUMENT, LEFT, NONE, QUERY, RIGHT, Input, TokenIds, Truncation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from quadrate.runtime.engine import Model
+    from quadrate.tokenizer import TextTokenizer
+    from quadrate.v1.embed_pb2 import EmbedRequest
+    from quadrate.v1.model_pb2 import TokenizeRequest
+
+MAX_INPUTS = 2048
+"""The most inputs of one request."""
+
+_ROLES = {int(QUERY): "query", int(DOCUMENT): "document"}
+_CARD_TRUNCATIONS: dict[str, Truncation] = {"none": NONE, "left": LEFT, "right": RIGHT}
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Inputs as the model reads them.
+
+    Attributes:
+        ids: For each input its token ids, special tokens included: int32.
+        cut: For each input, how many tokens truncation removed.
+    """
+
+    ids: list[NDArray[np.int32]]
+    cut: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all inputs together: what is charged."""
+        return sum(map(len, self.ids))
+
+
+def card_truncation(model: Model) -> Truncation:
+    """Return the truncation of a request that says none."""
+    return _CARD_TRUNCATIONS[model.card.truncation]
+
+
+def resolve_truncation(asked: int, default: Truncation) -> Truncation:
+    """Return what happens to inputs that are too long. Raises InvalidArgument for a number that is no truncation."""
+    if asked not in Truncation.values():
+        raise InvalidArgument(f"truncation {asked} is not known; use NONE, LEFT or RIGHT.", param="truncation")
+    return default if not asked else next(known for known in (NONE, LEFT, RIGHT) if known == asked)
+
+
+def resolve_prompt(model: Model, request: EmbedRequest | TokenizeRequest) -> str:
+    """Return what is put before each text. Raises InvalidArgument for two ways to say it at once, or an unknown name."""
+    prompts = model.facts.prompts
+    if request.HasField("prompt"):
+        if request.HasField("prompt_name") or request.role:
+            raise InvalidArgument("prompt excludes prompt_name and role: it is used as it stands. Keep one.", param="prompt")
+        refuse_nul(request.prompt, "prompt")
+        return request.prompt
+    if request.HasField("prompt_name"):
+        if request.role:
+            raise InvalidArgument("prompt_name and role both choose a prompt. Keep one.", param="prompt_name")
+        if request.prompt_name not in prompts:
+            known = ", ".join(sorted(prompts)) or "none"
+            raise InvalidArgument(f"prompt_name is not a prompt of this model; its prompts: {known}.", param="prompt_name")
+        return prompts[request.prompt_name]
+    if request.role:
+        if request.role not in _ROLES:
+            raise InvalidArgument(f"role {request.role} is not known; use QUERY or DOCUMENT.", param="role")
+        return prompts.get(_ROLES[request.role], "")
+    return prompts.get(model.facts.default_prompt_name, "")
+
+
+def check_inputs(inputs: Sequence[Input], *, names: str, limit: int) -> None:
+    """Refuse a list of inputs that cannot be worked on, whatever the model. Raises EmptyInput, TooManyInputs, InvalidArgument."""
+    if not inputs:
+        raise EmptyInput(f"{names} is empty. Send at least one.", param=names)
+    if len(inputs) > limit:
+        raise TooManyInputs(
+            f"{names} holds {len(inputs)} items; at most {limit} are allowed in one request. Send several requests.", param=names
+        )
+    for place, item in enumerate(inputs):
+        kind = item.WhichOneof("content")
+        if kind is None or (kind == "text" and not item.text):
+            param = f"{names}[{place}]{'.text' if kind else ''}"
+            raise EmptyInput(f"{param} is empty. Leave it out, or send something to read.", param=param)
+        if kind == "text":
+            refuse_nul(item.text, f"{names}[{place}].text")
+
+
+async def read(
+    inputs: Sequence[Input],
+    tokenizer: TextTokenizer,
+    *,
+    names: str,
+    prompt: str = "",
+    truncation: Truncation,
+    limit: int | None = None,
+) -> Readings:
+    """Read inputs that `check_inputs` has passed.
+
+    Args:
+        inputs: Texts, or content ids.
+        tokenizer: The model's.
+        names: What the request calls the list.
+        prompt: Put before each text; ids stand as they are.
+        truncation: For inputs that are too long; NONE refuses them.
+        limit: A lower limit on content ids than the model's own.
+
+    Raises:
+        ContextLengthExceeded: An input is too long and may not be cut.
+        EmptyInput: The model reads nothing of an input.
+        InvalidArgument: A token id is not in the vocabulary.
+    """
+    texts = [prompt + item.text if prompt else item.text for item in inputs if item.HasField("text")]
+    encoded = iter(await tokenizer.encode_async(texts) if texts else ())
+    readings = Readings([], [])
+    for place, item in enumerate(inputs):
+        is_text = item.HasField("text")
+        param = f"{names}[{place}].{'text' if is_text else 'token_ids'}"
+        ids: Sequence[int] = next(encoded) if is_text else _given(item, tokenizer, param)
+        reading, cut = _fit(ids, tokenizer, param, truncation, limit)
+        readings.ids.append(reading)
+        readings.cut.append(cut)
+    return readings
+
+
+async def read_query(text: str, ids: TokenIds | None, tokenizer: TextTokenizer, *, prompt: str = "") -> NDArray[np.int32]:
+    """Read a query, given as text or as content ids; it is never cut. Raises as `read` does."""
+    if ids is not None:
+        return _fit(_given(Input(token_ids=ids), tokenizer, "query_token_ids"), tokenizer, "query_token_ids", NONE)[0]
+    encoded = await tokenizer.encode_async([prompt + text])
+    return _fit(encoded[0], tokenizer, "query", NONE)[0]
+
+
+def _given(item: Input, tokenizer: TextTokenizer, param: str) -> Sequence[int]:
+    """Return an input's content ids; numpy looks at their range at once."""
+    ids = np.asarray(item.token_ids.ids, np.int32)
+    if not (ids.size and ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
+        tokenizer.check_ids(list(item.token_ids.ids), param=param)
+    return ids  # type: ignore[return-value]  # an array counts and slices as a sequence does
+
+
+def _fit(
+    ids: Sequence[int], tokenizer: TextTokenizer, param: str, truncation: Truncation, limit: int | None = None
+) -> tuple[NDArray[np.int32], int]:
+    """Return content ids as the model reads them, and how many were cut."""
+    if not len(ids):
+        raise EmptyInput(f"{param} holds nothing that the model reads, only blanks or characters it drops. Leave it out.", param=param)
+    kept, cut = tokenizer.fit(ids, truncation, param=param, limit=limit)
+    return tokenizer.read(kept), cut
+
+
+def refuse_nul(text: str, param: str) -> None:
+    """Raise InvalidArgument for a NUL character, which is no text and ends strings early in other programs."""
+    position = text.find("\0")
+    if position >= 0:
+        raise InvalidArgument(f"{param} holds a NUL character (U+0000) at position {position}. Remove it.", param=param)

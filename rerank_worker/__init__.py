@@ -1,0 +1,1 @@
+"""The rerank worker: a query and documents in, the documents by relevance out."""

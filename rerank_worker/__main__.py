@@ -1,0 +1,12 @@
+"""`python -m rerank_worker`: the rerank worker's process, configured by the environment (quadrate/config/worker.py)."""
+
+from __future__ import annotations
+
+import sys
+
+from quadrate.config.worker import RerankSettings
+from quadrate.worker import main
+from rerank_worker.service import RerankService
+
+if __name__ == "__main__":
+    sys.exit(main(RerankSettings, task="rerank", service=RerankService))
