@@ -54,6 +54,8 @@ class Mesh:
     embed: tuple[str, ...]
     """Aliases that the embed workers of this machine serve."""
     rerank: tuple[str, ...]
+    needs_key: bool
+    """Whether requests without an API key are refused."""
     options: Options
     changed: frozenset[str]
     """The files of the configuration folder that flags changed."""
@@ -90,7 +92,7 @@ def read(options: Options) -> Mesh:
     for name in ("routing.yaml", "models.yaml", "auth.yaml", "rate_limits.yaml"):
         if not (options.config / name).is_file():
             raise ConfigError(f"{options.config} has no {name}; --config names a folder like the configs/ that Quadrate comes with.")
-    load_auth(options.config / "auth.yaml")
+    auth = load_auth(options.config / "auth.yaml")
     load_rate_limits(options.config / "rate_limits.yaml")
     written = load_routing(options.config / "routing.yaml")
     models = catalogue.load(options.config, options.models)
@@ -104,7 +106,7 @@ def read(options: Options) -> Mesh:
     if routing != written:
         changed.add("routing.yaml")
     embed, rerank = served_here(routing.embeddings, models, "embed"), served_here(routing.rerank, models, "rerank")
-    return Mesh(routing, models, embed, rerank, options, frozenset(changed))
+    return Mesh(routing, models, embed, rerank, not auth.allow_anonymous_without_api_keys, options, frozenset(changed))
 
 
 def plan(mesh: Mesh, folder: Folder) -> Plan:

@@ -49,24 +49,32 @@ def _port_flag(mesh: Mesh) -> str:
 
 
 def _calls(mesh: Mesh, address: str) -> list[tuple[str, str]]:
-    """Return title and text of each call, with models that are served."""
+    """Return title and text of each call, with models that are served and a key where one is needed."""
     address = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - shown, not listened on
     calls = []
     if mesh.embed:
-        calls += _embedding_calls(mesh.embed[0], address)
+        calls += _embedding_calls(mesh.embed[0], address, needs_key=mesh.needs_key)
     if mesh.rerank:
         model = mesh.rerank[0]
         body = f'{{"model":"{model}","query":"{_QUESTION}","documents":[{{"text":"{_TEXT}"}},{{"text":"{_OTHER_TEXT}"}}]}}'
-        calls.append(("grpcurl", f"grpcurl -plaintext -d '{body}' {address} quadrate.v1.RerankService/Rerank"))
-        calls.append(("quadrate", f'quadrate rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'))
+        calls += [
+            ("grpcurl", f"grpcurl -plaintext{_header(mesh.needs_key)} -d '{body}' {address} quadrate.v1.RerankService/Rerank"),
+            ("quadrate", f'quadrate rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'),
+        ]
     return calls
 
 
-def _embedding_calls(model: str, address: str) -> list[tuple[str, str]]:
-    curl = f'curl http://{address}/v1/embeddings -d \'{{"model":"{model}","input":"{_TEXT}"}}\''
+def _embedding_calls(model: str, address: str, *, needs_key: bool) -> list[tuple[str, str]]:
+    curl = f'curl http://{address}/v1/embeddings{_header(needs_key)} -d \'{{"model":"{model}","input":"{_TEXT}"}}\''
+    # The SDK insists on a key, and a wrong one is refused: an empty header says that there is none.
+    key = 'os.environ["QUADRATE_API_KEY"]' if needs_key else '"none", default_headers={"Authorization": ""}'
     sdk = (
-        "from openai import OpenAI\n"
-        f'client = OpenAI(base_url="http://{address}/v1", api_key="none")\n'
+        f"{'import os; ' if needs_key else ''}from openai import OpenAI\n"
+        f'client = OpenAI(base_url="http://{address}/v1", api_key={key})\n'
         f'vector = client.embeddings.create(model="{model}", input="{_TEXT}").data[0].embedding'
     )
     return [("curl", curl), ("OpenAI SDK (Python)", sdk)]
+
+
+def _header(needs_key: bool) -> str:  # noqa: FBT001 - two callers, above
+    return ' -H "authorization: Bearer $QUADRATE_API_KEY"' if needs_key else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -35,3 +36,19 @@ def tail(log: Path, lines: int) -> list[str]:
             return file.read().decode(errors="replace").splitlines()[-lines:]
     except FileNotFoundError:
         return []
+
+
+def begin(log: Path) -> None:
+    """Move what a former run wrote aside, so that the log tells of this one."""
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(log.with_suffix(".log.1"))
+
+
+def last_words(log: Path) -> str:
+    """Return why a process of ours gave up, from its last FATAL line; empty if it said nothing of the kind."""
+    for line in reversed(tail(log, 50)):
+        with contextlib.suppress(ValueError, AttributeError):
+            record = json.loads(line)
+            if record.get("level") == "FATAL":
+                return str(record.get("metadata", {}).get("reason") or record.get("message") or "")
+    return ""

@@ -6,10 +6,16 @@ import importlib.util
 import socket
 from typing import TYPE_CHECKING
 
+import pydantic
+
+from quadrate.config.gateway import load_gateway_settings
+from quadrate.config.worker import EmbedSettings, RerankSettings
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
 
 _ENGINE = ("onnx", "onnxruntime", "safetensors")
 
@@ -19,6 +25,21 @@ def check_packages(*, workers: bool) -> None:
     missing = [name for name in (_ENGINE if workers else ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"The workers need {', '.join(missing)}, not installed here: pip install 'quadrate[cpu,edge]'.")
+
+
+def check_environment(precision: str) -> None:
+    """Raise ConfigError for what the processes would refuse in their environment."""
+    load_gateway_settings()
+    for settings, prefix in ((EmbedSettings, "EMBED_"), (RerankSettings, "RERANK_")):
+        try:
+            settings(precision=precision)
+        except pydantic.ValidationError as exc:
+            raise ConfigError("; ".join(_wrong(error, prefix) for error in exc.errors())) from exc
+
+
+def _wrong(error: ErrorDetails, prefix: str) -> str:
+    where = f"{prefix}{str(error['loc'][0]).upper()}: " if error["loc"] else ""
+    return where + error["msg"].removeprefix("Value error, ")
 
 
 def check_ports(host: str, ports: Mapping[int, tuple[str, str]]) -> None:

@@ -35,6 +35,8 @@ STOP_ORDER = ((("gateway",), 2.0), (("envoy",), 0.7), (("embed_worker", "rerank_
 """Which processes are asked to end after which, and how many seconds they may take: together under 5."""
 CANNOT_START = 2
 """The exit code of a process whose configuration cannot be used. To start it again would not help."""
+DEGRADED_SECONDS = 3.0
+"""How long a start waits for a process that serves in part, as a gateway does until it has found all workers."""
 _STATES = {"ok": "ready", "": "ready", "degraded": "degraded", "unavailable": "unavailable"}
 
 
@@ -56,6 +58,7 @@ class Keeper:
     """Whether it has been ready since it was last started."""
     ever_ready: bool = False
     exit_code: int | None = None
+    degraded_since: float | None = None
 
 
 class Supervisor:
@@ -154,11 +157,17 @@ class Supervisor:
         if keeper.child is not child or child is None:  # it ended while it was asked
             return
         if answer.ok:
-            keeper.was_ready = keeper.ever_ready = True
-            keeper.ready.set()
-            self._set(keeper, _STATES.get(answer.status, "ready"))
+            self._serves(keeper, _STATES.get(answer.status, "ready"))
         elif keeper.was_ready:
             self._set(keeper, "unavailable")
+
+    def _serves(self, keeper: Keeper, state: str) -> None:
+        now = time.monotonic()
+        keeper.degraded_since = (keeper.degraded_since or now) if state == "degraded" else None
+        if keeper.degraded_since is None or now - keeper.degraded_since > DEGRADED_SECONDS:
+            keeper.was_ready = keeper.ever_ready = True
+            keeper.ready.set()
+        self._set(keeper, state)
 
     async def _announce(self) -> None:
         """Tell, in the order of the plan, what is ready, and at last how to call the mesh."""
@@ -221,6 +230,10 @@ def say(text: str, *, bad: bool = False) -> None:
 
 
 def _failure(keeper: Keeper, what: str) -> str:
+    """Say how a process failed: in its own words if it left some, otherwise by the end of its log."""
+    reason = logfile.last_words(keeper.log)
+    if reason:
+        return f"{keeper.process.name} {what}: {reason}"
     lines = "\n".join(f"  {line}" for line in logfile.tail(keeper.log, 8))
     return f"{keeper.process.name} {what}. Its log, {keeper.log}, ends:\n{lines or '  (nothing)'}"
 

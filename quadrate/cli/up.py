@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from quadrate.cli import assemble, banner, preflight, progress
+from quadrate.cli import assemble, banner, logfile, preflight, progress
 from quadrate.cli.plan import Folder
 from quadrate.errors import ConfigError
 from quadrate.runtime import store
@@ -25,6 +25,7 @@ def prepare(options: Options) -> Folder:
             f"A mesh already runs on port {options.port} (pid {running.pid}): see it with `quadrate status`, stop it with "
             f"`quadrate down --port {options.port}`, or start another one with --port and its companions."
         )
+    preflight.check_environment(options.precision)
     mesh = assemble.read(options)
     preflight.check_packages(workers=bool(mesh.cards))
     preflight.check_ports(options.host, mesh.ports())
@@ -34,6 +35,8 @@ def prepare(options: Options) -> Folder:
     assemble.write(mesh, folder)
     folder.banner.write_text(banner.text(mesh, planned, folder))
     folder.write_plan(planned)
+    for process in planned.processes:
+        logfile.begin(folder.log_of(process.name))
     return folder
 
 

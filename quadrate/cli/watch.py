@@ -98,7 +98,7 @@ def _print(state: MeshState) -> None:
         colour = _COLOURS.get(row.state, "red")
         pid = str(row.pid or "-")
         table.add_row(row.name, row.role, row.address, pid, f"[{colour}]{row.state}[/]", str(row.restarts), ", ".join(row.models))
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"The mesh on {state.address} is {state.state}; supervisor pid {state.pid}.\n")
     console.print(table)
 
