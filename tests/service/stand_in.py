@@ -32,7 +32,7 @@ def main() -> None:
         ledger.write_text("x" * (starts + 1))
         if starts >= int(good_starts):
             code = int(os.environ.get("EXIT_CODE", "3"))
-            sys.stdout.write(json.dumps({"level": "FATAL", "message": "cannot start", "metadata": {"reason": "the moon is wrong"}}))
+            sys.stdout.write(json.dumps({"level": "FATAL", "message": "cannot start", "metadata": {"reason": "the moon is wrong"}}) + "\n")
             sys.exit(code)
     if os.environ.get("STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
