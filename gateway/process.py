@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
+from gateway import description
 from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.cohere import CohereService
@@ -51,7 +52,7 @@ class Gateway:
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
-            http_routes=[web.get("/metrics/mesh", self._mesh.handle)],
+            http_routes=[web.get("/metrics/mesh", self._mesh.handle), web.get("/openapi.json", description.serve)],
             readiness=self.readiness.report,
             reflection_on=settings.reflection,
         )

@@ -62,6 +62,7 @@ class Catalogue:
         self._names.update({alias: alias for alias in chosen})
         for name in ("", service, *(f"model/{alias}" for alias in chosen)):
             health.set(name, serving=False, reason="loading")
+        health.set("quadrate.v1.ModelService", serving=True)
 
     @property
     def entries(self) -> Sequence[Entry]:
