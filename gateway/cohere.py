@@ -53,7 +53,7 @@ class CohereService:
         with call.trace.stage("parse"):
             work = read_rerank(request.data)
         answer = await self._reranking.rerank(work, principal, call)
-        with call.trace.stage("form"):
+        with call.trace.stage("respond"):
             data = form_rerank(answer, request_id=call.request_id, version=version, documents=len(work.documents))
             return HttpBody(content_type=JSON, data=data)
 

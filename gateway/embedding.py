@@ -47,9 +47,8 @@ class Embedding:
         call.log["tokens"] = tokens.total
         request = self._request(work, facts.card, tokens)
         answer: embed_pb2.EmbedResponse = await pool.send("embed", request, tokens=tokens.total, call=call)
-        with call.trace.stage("respond"):
-            _complete(answer, work, prompt, tokens)
-            answer.timings.total_seconds = time.perf_counter() - started
+        _complete(answer, work, prompt, tokens)
+        answer.timings.total_seconds = time.perf_counter() - started
         self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
         return answer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.stream import answer_stream
 from gateway.work import EmbedWork, Reading, RerankWork
 from quadrate.errors import InvalidArgument
+from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -32,14 +32,16 @@ class EmbedService:
         self._admission = admission
         self._embedding = embedding
 
-    async def embed(self, request: embed_pb2.EmbedRequest, call: Call) -> embed_pb2.EmbedResponse:
+    async def embed(self, request: embed_pb2.EmbedRequest, call: Call) -> bytes:
         """POST /quadrate/v1/embed."""
         principal = self._admission.admit(call)
-        return await self._embedding.embed(read_embed(request), principal, call)
+        answer = await self._embedding.embed(read_embed(request), principal, call)
+        with call.trace.stage("respond"):
+            return answer.SerializeToString()
 
     async def embed_stream(
         self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call
-    ) -> AsyncIterator[embed_pb2.EmbedStreamResponse]:
+    ) -> AsyncIterator[bytes]:
         """Answer each request of a stream when it is done."""
         principal = self._admission.admit_stream(call)
 
@@ -47,7 +49,7 @@ class EmbedService:
             self._admission.set_deadline(item)
             return await self._embedding.embed(read_embed(request), principal, item)
 
-        async for answer in answer_stream(requests, embed, call):
+        async for answer in in_order_of_completion(embed, requests, call):
             yield answer
 
 
@@ -60,10 +62,12 @@ class RerankService:
         self._admission = admission
         self._reranking = reranking
 
-    async def rerank(self, request: rerank_pb2.RerankRequest, call: Call) -> rerank_pb2.RerankResponse:
+    async def rerank(self, request: rerank_pb2.RerankRequest, call: Call) -> bytes:
         """POST /quadrate/v1/rerank."""
         principal = self._admission.admit(call)
-        return await self._reranking.rerank(read_rerank(request), principal, call)
+        answer = await self._reranking.rerank(read_rerank(request), principal, call)
+        with call.trace.stage("respond"):
+            return answer.SerializeToString()
 
 
 class ModelService:

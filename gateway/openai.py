@@ -37,6 +37,8 @@ ROLES: dict[str, int] = {
     "passage": options_pb2.DOCUMENT,
 }
 """`input_type`, an extra field here, in the words of Quadrate, Cohere, Jina and NVIDIA."""
+_PLAIN = frozenset({"model", "input", "encoding_format"})
+"""The fields of most requests: where there are no others, none need be looked for."""
 _INPUT = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
 
 
@@ -56,7 +58,7 @@ class OpenAiService:
         with call.trace.stage("parse"):
             work, encoding = read_embedding(request.data)
         answer = await self._embedding.embed(work, principal, call)
-        with call.trace.stage("form"):
+        with call.trace.stage("respond"):
             return HttpBody(content_type=JSON, data=form_embedding(answer, encoding))
 
     async def list_models(self, _: openai_pb2.ListModelsRequest, call: Call) -> HttpBody:
@@ -75,12 +77,15 @@ def read_embedding(data: bytes) -> tuple[EmbedWork, str]:
     """Return what a body asks for, and the encoding it wants. Raises InvalidArgument, EmptyInput."""
     fields = body.read_object(data)
     model = body.required_text(fields, "model")
-    body.text(fields, "user")
     if fields.get("input") is None:
         raise body.missing("input")
     contents, name = read_input(fields["input"])
+    encoding = body.choice(fields, "encoding_format", ENCODINGS, "float")
+    if _PLAIN.issuperset(fields):
+        return EmbedWork(model=model, contents=contents, name=name, names="input"), encoding
     role = body.choice(fields, "input_type", ROLES, 0)
     prompt_name = body.text(fields, "prompt_name")
+    body.text(fields, "user")
     if prompt_name is not None and role:
         raise InvalidArgument("prompt_name and input_type both choose a prompt. Keep one.", param="prompt_name")
     work = EmbedWork(
@@ -91,7 +96,7 @@ def read_embedding(data: bytes) -> tuple[EmbedWork, str]:
         reading=Reading(role=role, prompt_name=prompt_name, truncation=body.choice(fields, "truncate", TRUNCATIONS, 0)),
         dimensions=body.integer(fields, "dimensions"),
     )
-    return work, body.choice(fields, "encoding_format", ENCODINGS, "float")
+    return work, encoding
 
 
 def read_input(value: Any) -> tuple[list[Content], Name]:

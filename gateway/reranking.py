@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.reading import check_ids, check_total, fit, tokenize, truncation_for, unreadable
 from gateway.routes import RERANK
 from gateway.work import check_contents, empty, refuse_nul
-from quadrate.errors import ContextLengthExceeded, Internal, InvalidArgument, Unimplemented
+from quadrate.errors import ContextLengthExceeded, Internal, InvalidArgument
 from quadrate.v1 import options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ class Reranking:
         call.log["tokens"] = tokens.total
         request = _request(work, facts.card, query, tokens)
         answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, tokens=tokens.total, call=call)
-        with call.trace.stage("respond"):
-            _complete(answer, work, tokens, shortened)
-            answer.timings.total_seconds = time.perf_counter() - started
+        _complete(answer, work, tokens, shortened)
+        answer.timings.total_seconds = time.perf_counter() - started
         self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
         return answer
 
@@ -92,7 +91,9 @@ class Reranking:
     async def _tokenize(self, work: RerankWork, documents: Sequence[Content], facts: Facts, truncation: int) -> tuple[list[int], Tokens]:
         """Return the query's ids and the documents' tokens, whose total counts the query once."""
         started = time.perf_counter()
-        query, *found = await tokenize((work.query, *documents), "", facts.tokenizer)
+        prompts = facts.card.prompts
+        (query,) = await tokenize((work.query,), prompts.get("query", ""), facts.tokenizer)
+        found = await tokenize(documents, prompts.get("document", ""), facts.tokenizer)
         _check_query(query, facts.tokenizer)
         tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, limit=self._document_limit(work))
         tokens.total += facts.tokenizer.count(query)
@@ -144,8 +145,6 @@ def _check_form(work: RerankWork) -> None:
         raise InvalidArgument(f"max_tokens_per_doc is {work.max_tokens_per_doc}; ask for at least 1.", param="max_tokens_per_doc")
     if work.instruction is not None:
         raise InvalidArgument("This model takes no instruction. Leave it out.", param="instruction")
-    if work.raw_scores:
-        raise Unimplemented("This version does not serve raw scores. Leave raw_scores out.", param="raw_scores")
     if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.truncation):
         raise InvalidArgument(f"truncation {work.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
     if work.return_documents and any(type(document) is not str for document in work.documents):
@@ -166,6 +165,8 @@ def _request(work: RerankWork, card: Model, query: list[int], tokens: Tokens) ->
     request = rerank_pb2.RerankRequest(model=card.name, documents=documents, query_token_ids=options_pb2.TokenIds(ids=query))
     if work.top_n is not None:
         request.top_n = min(work.top_n, len(documents))
+    if work.raw_scores:
+        request.raw_scores = True
     return request
 
 

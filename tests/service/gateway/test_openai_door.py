@@ -98,6 +98,7 @@ def with_retired(worker: FakeWorker) -> str:
     return routing(worker).replace("rerank:\n", f"{retired}rerank:\n")
 
 
+BEYOND_64_BITS = b'{"model":"fake","input":"a","dimensions":99999999999999999999}'
 BAD: dict[str, tuple[Any, str, str | None, str]] = {
     "empty string": ({"input": ""}, "INVALID_ARGUMENT", "input", "empty_input"),
     "blanks only": ({"input": " \n "}, "INVALID_ARGUMENT", "input", "empty_input"),
@@ -124,7 +125,7 @@ BAD: dict[str, tuple[Any, str, str | None, str]] = {
     "dimensions on a model that cannot": ({"dimensions": 4}, "INVALID_ARGUMENT", "dimensions", "invalid_value"),
     "dimensions too large": ({"dimensions": 99}, "INVALID_ARGUMENT", "dimensions", "invalid_value"),
     "dimensions 0": ({"dimensions": 0}, "INVALID_ARGUMENT", "dimensions", "invalid_value"),
-    "dimensions beyond 64 bits": (b'{"model":"fake","input":"a","dimensions":99999999999999999999}', "INVALID_ARGUMENT", "dimensions", "invalid_type"),
+    "dimensions beyond 64 bits": (BEYOND_64_BITS, "INVALID_ARGUMENT", "dimensions", "invalid_type"),
     "NUL": ({"input": ["cat", "do\0g"]}, "INVALID_ARGUMENT", "input[1]", "invalid_value"),
     "lone surrogate": (b'{"model":"fake","input":"\\ud83d"}', "INVALID_ARGUMENT", None, "invalid_json"),
     "invalid UTF-8": (b'{"model":"fake","input":"\xff"}', "INVALID_ARGUMENT", None, "invalid_json"),

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import refused, routing
 
-from quadrate.testing.worker import fake_vector
-from quadrate.v1 import options_pb2, rerank_pb2
+from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
+from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Door
-
-    from quadrate.testing.worker import FakeWorker
 
 DOCUMENTS = ["the cat", "the dog", "hello world", "mat"]
 
@@ -171,10 +169,22 @@ async def test_the_native_service_takes_token_ids(door: Door) -> None:
     assert (await refused(door.rerank.Rerank(request))).param == "query_token_ids"
 
 
-async def test_what_is_not_served_yet_says_so(door: Door) -> None:
-    """Raw scores are in the contract and not in this version."""
-    failure = await refused(door.rerank.Rerank(native(raw_scores=True)))
-    assert (failure.status, failure.param) == ("UNIMPLEMENTED", "raw_scores")
+async def test_raw_scores_are_the_workers_to_give(door: Door, worker: FakeWorker) -> None:
+    """The wish travels on, and only when it was made."""
+    await door.rerank.Rerank(native("cat", raw_scores=True))
+    await door.rerank.Rerank(native("cat"))
+    assert [one.raw_scores for one in worker.received] == [True, False]
+
+
+async def test_a_rerankers_prompts_are_put_before_texts(open_door: Callable[..., Any]) -> None:
+    """The card's `query` prompt before the query, its `document` prompt before each document."""
+    card = fake_card("fake-rerank", model_pb2.TASK_RERANK, prompts={"query": "query: ", "document": "passage: "})
+    async with FakeWorker(fake_card("fake"), card) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        await door.rerank.Rerank(native("dog"))
+        (request,) = worker.received
+        assert list(request.query_token_ids.ids) == [12, 14, 7]
+        assert list(request.documents[0].token_ids.ids) == [13, 14, 8]
 
 
 async def test_limits_are_configured(open_door: Callable[..., Any], worker: FakeWorker) -> None:
