@@ -1,0 +1,125 @@
+"""Writes the parts of the documentation that the code knows better: tables of errors and settings.
+
+A part stands between two comments, `<!-- made by tools/documentation.py: NAME -->` and `<!-- end -->`. `make generate` writes them all
+again; a test fails while one of them is old.
+
+    python tools/documentation.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AliasChoices
+from pydantic_core import PydanticUndefined
+
+from quadrate.config.edge import EdgeSettings
+from quadrate.config.gateway import GatewaySettings
+from quadrate.config.worker import EmbedSettings, RerankSettings, WorkerSettings
+from quadrate.errors import ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pydantic.fields import FieldInfo
+    from pydantic_settings import BaseSettings
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FILES = ("configuration.md", "errors.md")
+_PART = re.compile(r"(<!-- made by tools/documentation\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def errors() -> str:
+    """Every error: what it is called on each wire, whether trying again may help, and when it is raised."""
+    rows = (
+        f"`{error.__name__}`|`{error.status.name}`|{error.http_status}|`{error.type}`|`{error.code}`|`{error.reason}`"
+        f"|{'yes' if error.retryable else 'no'}|{_sentence(error.__doc__)}"
+        for error in ERRORS
+    )
+    return _table("class|gRPC status|HTTP|`type`|`code`|`reason`|retry?|when", rows)
+
+
+def gateway() -> str:
+    """The gateway's variables."""
+    return _settings(GatewaySettings)
+
+
+def edge() -> str:
+    """The edge's variables."""
+    return _settings(EdgeSettings)
+
+
+def worker() -> str:
+    """The variables of both kinds of worker, and those of the rerank worker alone."""
+    shared = (_pair_row(name) for name in WorkerSettings.model_fields)
+    alone = (_row(RerankSettings, name) for name in RerankSettings.model_fields if name not in WorkerSettings.model_fields)
+    return _table("variable|default|meaning", [*shared, *alone])
+
+
+PARTS: dict[str, Callable[[], str]] = {"errors": errors, "gateway": gateway, "edge": edge, "worker": worker}
+
+
+def variables(settings: type[BaseSettings], name: str) -> list[str]:
+    """Return the environment variables that set a field, the one that goes first at the front."""
+    alias = settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [choice for choice in alias.choices if isinstance(choice, str)]
+    return [alias if isinstance(alias, str) else f"{settings.model_config.get('env_prefix', '')}{name.upper()}"]
+
+
+def current(text: str) -> str:
+    """Return a page with every part as it should be."""
+    return _PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Write every page."""
+    for name in FILES:
+        page = DOCS / name
+        page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _settings(settings: type[BaseSettings]) -> str:
+    return _table("variable|default|meaning", (_row(settings, name) for name in settings.model_fields))
+
+
+def _row(settings: type[BaseSettings], name: str) -> str:
+    names = " or ".join(f"`{variable}`" for variable in variables(settings, name))
+    field = settings.model_fields[name]
+    return f"{names}|{_default(field)}|{_sentence(field.description)}"
+
+
+def _pair_row(name: str) -> str:
+    """One row for the twins of a worker's setting; a variable that both share stands once, as does a default."""
+    kinds = (EmbedSettings, RerankSettings)
+    names = dict.fromkeys(f"`{variable}`" for kind in kinds for variable in variables(kind, name))
+    defaults = dict.fromkeys(_default(kind.model_fields[name]) for kind in kinds)
+    return f"{' '.join(names)}|{' / '.join(defaults)}|{_sentence(EmbedSettings.model_fields[name].description)}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined or field.default in (None, "", ()):
+        return ""
+    return f"`{_plain(field.default)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "&#124;")
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    """Return a Markdown table of rows whose cells are joined by bars."""
+    lines = [head, "|".join("---" for _ in head.split("|")), *rows]
+    return "\n".join(f"| {line.replace('|', ' | ')} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
