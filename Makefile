@@ -42,9 +42,10 @@ format: install-test ## Format the code and the protos.
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 	@$(BIN)/buf format --write
 
-generate: install-test ## Make the stubs and Envoy's descriptor set from the protos.
+generate: install-test ## Make the stubs, Envoy's descriptor set and the tables of the documentation.
 	@PATH="$(CURDIR)/$(BIN):$$PATH" buf generate
 	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output envoy/descriptors.binpb
+	@$(BIN)/python tools/documentation.py
 
 constraints: ## Pin the newest versions that pyproject.toml allows, with their hashes (needs uv).
 	@rm -f constraints/*.txt
