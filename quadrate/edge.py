@@ -170,6 +170,8 @@ def _tracing(settings: EdgeSettings) -> Tree:
         },
         # Without it the edge's span and the gateway's would be siblings.
         "spawn_upstream_span": True,
+        "operation": "edge",
+        "upstream_operation": "edge to gateway",
         "random_sampling": {"value": settings.sampled_percent},
         "max_path_tag_length": 256,
     }
