@@ -1,0 +1,233 @@
+"""From flags and files to the plan of a mesh; nothing is started here."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from quadrate.cli import assemble, catalogue, logfile, preflight
+from quadrate.cli.assemble import Options
+from quadrate.cli.banner import text as banner_text
+from quadrate.cli.plan import Folder, MeshState, ProcessState
+from quadrate.config.models import FolderSource, ModelsFile
+from quadrate.config.routing import load_routing
+from quadrate.config.shipped import shipped
+from quadrate.config.yamlfile import load
+from quadrate.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def options() -> Options:
+    """Give the flags of a plain `quadrate up`."""
+    return Options(config=shipped("configs"))
+
+
+def configured(folder: Path, **texts: str) -> Path:
+    """Copy the shipped configuration with some files replaced."""
+    folder.mkdir()
+    for source in shipped("configs").glob("*.yaml"):
+        (folder / source.name).write_text(texts.get(source.stem, source.read_text()))
+    return folder
+
+
+def embedder(folder: Path, architecture: str = "BertModel") -> Path:
+    """Make a folder that looks like a model."""
+    folder.mkdir()
+    (folder / "config.json").write_text(f'{{"architectures": ["{architecture}"]}}')
+    return folder
+
+
+def test_a_plain_start_uses_the_files_as_they_are(options: Options, tmp_path: Path) -> None:
+    """Without flags no file is written anew: edits of configs/ take effect, and the commands are those of the containers."""
+    mesh = assemble.read(options)
+    assert mesh.changed == frozenset()
+    planned = assemble.plan(mesh, Folder(tmp_path))
+    assert [process.name for process in planned.processes] == ["embed_worker", "rerank_worker", "gateway", "envoy"]
+    worker, _, gateway, edge = planned.processes
+    assert worker.command[1:] == ("-m", "embed_worker")
+    assert worker.environment["EMBED_MODEL_NAME"] == "minilm"
+    assert worker.environment["QUADRATE_MODELS_PATH"] == str(options.config / "models.yaml")
+    assert gateway.command[1:] == ("-m", "gateway")
+    assert gateway.environment["ROUTER_ROUTING_PATH"] == str(options.config / "routing.yaml")
+    assert edge.address == planned.address == "127.0.0.1:8085"
+    assert edge.after == ("gateway",)
+
+
+def test_more_processes_have_ports_of_their_own_and_are_routed_to(options: Options, tmp_path: Path) -> None:
+    """Each further worker is a replica in the routes, each further gateway a metrics peer; no port is given twice."""
+    folder = Folder(tmp_path)
+    folder.create()
+    mesh = assemble.read(dataclasses.replace(options, gateways=2, embed_workers=3, rerank_workers=2))
+    planned = assemble.plan(mesh, folder)
+    addresses = [process.address for process in planned.processes]
+    assert len(set(addresses)) == len(addresses) == 8
+    assert len(mesh.ports()) == 2 + 2 * 7
+    assemble.write(mesh, folder)
+    routing = load_routing(folder.config / "routing.yaml")
+    assert routing.embeddings[0].groups[0].targets == ("127.0.0.1:7997", "127.0.0.1:8007", "127.0.0.1:8017")
+    assert routing.rerank[0].groups[0].targets == ("127.0.0.1:9002", "127.0.0.1:9012")
+    gateways = [process for process in planned.processes if process.role == "gateway"]
+    assert {process.environment["ROUTER_METRICS_PEERS"] for process in gateways} == {"127.0.0.1:8001,127.0.0.1:8011"}
+    envoy = (folder.config / "envoy.yaml").read_text()
+    assert "port_value: 8010" in envoy
+
+
+def test_a_plan_and_a_state_survive_their_files(options: Options, tmp_path: Path) -> None:
+    """What is written is what is read."""
+    folder = Folder(tmp_path)
+    planned = assemble.plan(assemble.read(options), folder)
+    folder.write_plan(planned)
+    assert folder.read_plan() == planned
+    state = MeshState("127.0.0.1:1", 7, processes=[ProcessState("gateway", "gateway", "127.0.0.1:2", ("a", "b"), "log")])
+    folder.write_state(state)
+    assert folder.read_state() == state
+    assert Folder(tmp_path / "none").read_state() is None
+
+
+def test_a_model_of_a_flag_is_described_and_routed(options: Options, tmp_path: Path) -> None:
+    """A folder becomes a card and a route; what it is for is read from its own config.json."""
+    flags = (f"mine={embedder(tmp_path / 'mine')}", f"judge={embedder(tmp_path / 'judge', 'BertForSequenceClassification')}")
+    mesh = assemble.read(dataclasses.replace(options, models=flags))
+    assert mesh.embed == ("minilm", "mine")
+    assert mesh.rerank == ("minilm-rerank", "judge")
+    folder = Folder(tmp_path / "state")
+    folder.create()
+    assemble.write(mesh, folder)
+    written = load(folder.config / "models.yaml", ModelsFile).models
+    assert written["mine"].source == FolderSource(type="folder", path=tmp_path / "mine")
+    assert written["judge"].scoring == "cross_encoder"
+    assert load_routing(folder.config / "routing.yaml") == mesh.routing
+
+
+def test_routes_to_elsewhere_stay_as_they_are(options: Options, tmp_path: Path) -> None:
+    """A file of an earlier deployment needs no worker here, so none is started."""
+    routing = {
+        "embeddings": [{"model": "bge-m3", "upstream": {"type": "infinity", "url": "http://infinity-embed:7997"}}],
+        "rerank": [{"model": "far", "upstream": {"type": "grpc", "url": "grpc://10.0.0.7:9002"}}],
+    }
+    config = configured(tmp_path / "configs", routing=yaml.safe_dump(routing))
+    mesh = assemble.read(dataclasses.replace(options, config=config, embed_workers=2))
+    assert mesh.changed == frozenset()
+    assert [process.role for process in assemble.plan(mesh, Folder(tmp_path)).processes] == ["gateway", "envoy"]
+
+
+def test_a_route_without_a_card_is_named(options: Options, tmp_path: Path) -> None:
+    """A model that a worker here should serve must be described."""
+    routing = {"embeddings": [{"model": "bge-m3", "upstream": {"type": "grpc", "url": "grpc://localhost:7997"}}]}
+    config = configured(tmp_path / "configs", routing=yaml.safe_dump(routing))
+    with pytest.raises(ConfigError, match=r"routing\.yaml sends bge-m3 to a worker of this machine, and models.yaml does not describe it"):
+        assemble.read(dataclasses.replace(options, config=config))
+
+
+def test_a_card_among_the_wrong_routes_is_named(options: Options, tmp_path: Path) -> None:
+    """A reranker does not embed."""
+    routing = {"embeddings": [{"model": "minilm-rerank", "upstream": {"type": "grpc", "url": "grpc://localhost:7997"}}]}
+    config = configured(tmp_path / "configs", routing=yaml.safe_dump(routing))
+    with pytest.raises(ConfigError, match=r"minilm-rerank is for task rerank in models\.yaml and stands among the embed routes"):
+        assemble.read(dataclasses.replace(options, config=config))
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("a=/models/a", ("a", "/models/a", "", None)),
+        ("a=org/name", ("a", None, "org/name", None)),
+        ("a=org/name@v2", ("a", None, "org/name", "v2")),
+    ],
+)
+def test_a_model_flag_is_a_folder_or_a_hubs_name(flag: str, expected: tuple[str, str | None, str, str | None]) -> None:
+    """What begins like a path is a path."""
+    given = catalogue.Given.parse(flag)
+    assert (given.alias, str(given.folder) if given.folder else None, given.repository, given.revision) == expected
+
+
+@pytest.mark.parametrize("flag", ["a", "a=", "=b", ""])
+def test_a_model_flag_without_both_sides_is_refused(flag: str) -> None:
+    """The form is shown."""
+    with pytest.raises(ConfigError, match="write ALIAS=FOLDER or ALIAS=ORG/NAME"):
+        catalogue.Given.parse(flag)
+
+
+@pytest.mark.parametrize(("text", "said"), [("[]", "is no JSON object"), ("{", "is no JSON object")])
+def test_a_damaged_model_folder_is_named(tmp_path: Path, text: str, said: str) -> None:
+    """A config.json that cannot be read is told with its folder."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(StoreError, match=said):
+        catalogue.card_of(catalogue.Given.parse(f"mine={tmp_path}"))
+
+
+def test_a_bad_alias_of_a_flag_is_refused(options: Options, tmp_path: Path) -> None:
+    """An alias is checked as in models.yaml."""
+    with pytest.raises(ConfigError, match="--model"):
+        assemble.read(dataclasses.replace(options, models=(f"a b={embedder(tmp_path / 'mine')}",)))
+
+
+def test_ports_that_meet_are_refused(options: Options) -> None:
+    """Two processes that want one port are named, with a flag."""
+    with pytest.raises(ConfigError, match="port 8000 is wanted by gateway and by the edge; move one with --gateway-port"):
+        assemble.read(dataclasses.replace(options, port=8000)).ports()
+
+
+def test_a_taken_port_is_named_with_its_owner_and_its_flag() -> None:
+    """The message holds the port, what it is for, this very process, and the flag."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"Port {port}, for gateway, cannot be opened .*\(pid \d+\); free it.* --gateway-port"):
+            preflight.check_ports("127.0.0.1", {port: ("gateway", "--gateway-port")})
+
+
+def test_what_workers_would_refuse_is_refused_first() -> None:
+    """A class of arithmetic that is not served yet does not get as far as a start."""
+    preflight.check_environment("exact")
+    with pytest.raises(ConfigError, match="exact"):
+        preflight.check_environment("small")
+
+
+def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) -> None:
+    """Address and models are those of this mesh; where keys are needed, each call says where its key comes from."""
+    folder = Folder(tmp_path / "state")
+    for auth, wanted in (("allow_anonymous_without_api_keys: true", 0), ("api_keys: [one]", 3)):
+        config = configured(tmp_path / f"configs{wanted}", auth=auth)
+        mesh = assemble.read(dataclasses.replace(options, config=config, port=9999))
+        text = banner_text(mesh, assemble.plan(mesh, folder), folder)
+        for part in (
+            "curl http://127.0.0.1:9999/v1/embeddings",
+            'base_url="http://127.0.0.1:9999/v1"',
+            "grpcurl -plaintext",
+            "quadrate rerank",
+        ):
+            assert part in text
+        assert text.count("QUADRATE_API_KEY") == wanted
+
+
+def test_a_log_is_bounded(tmp_path: Path) -> None:
+    """A log over its limit is moved aside while its process goes on writing to the same file."""
+    log = tmp_path / "gateway.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"old\n" * 10)
+        logfile.bound(log, limit_bytes=40)
+        assert logfile.tail(log, 1) == ["old"]
+        logfile.bound(log, limit_bytes=39)
+        writer.write(b"new\n")
+    assert log.read_bytes() == b"new\n"
+    assert (tmp_path / "gateway.log.1").read_bytes() == b"old\n" * 10
+    logfile.bound(tmp_path / "none.log")
+
+
+def test_last_words_are_the_last_fatal_line(tmp_path: Path) -> None:
+    """Why a process gave up is found among its other lines; what is no JSON says nothing."""
+    log = tmp_path / "gateway.log"
+    log.write_text(
+        '{"level":"FATAL","message":"first"}\n{"level":"FATAL","metadata":{"reason":"no moon"}}\n{"level":"INFO"}\nTraceback\n7\n'
+    )
+    assert logfile.last_words(log) == "no moon"
+    log.write_text("Traceback\n")
+    assert logfile.last_words(log) == ""
+    assert logfile.last_words(tmp_path / "none.log") == ""
