@@ -9,7 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from quadrate.errors import BY_REASON, BY_STATUS, DOMAIN, Internal, InvalidArgument, QuadrateError
+from quadrate.errors import BY_REASON, BY_STATUS, DOMAIN, Internal, InvalidArgument, QuadrateError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+_BROKEN_SIGNS = ("RST_STREAM", "Stream removed")
+"""What grpc calls a stream whose far end was lost behind a proxy: a fault in the transport, not of the server."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -105,4 +108,6 @@ def _plain(status: grpc.StatusCode, message: str) -> QuadrateError:
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # Our servers tell overload with details. Without them it is grpc, and a message over its size limit, which stays too large.
         return InvalidArgument(f"{message or 'Too much was asked for at once.'} Send less in one request.", code="too_large")
+    if status in _BROKEN and any(sign in message for sign in _BROKEN_SIGNS):
+        return Unavailable(f"The connection broke before the answer was there: {message}.")
     return BY_STATUS.get(status, Internal)(message or f"The call failed with {status.name}.")

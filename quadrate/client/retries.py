@@ -16,12 +16,13 @@ class Retries:
     """Exponential back-off with jitter, for failures that may pass.
 
     Args:
-        attempts: How often a request is sent at most. 1 means no retry.
+        attempts: How often a request is sent at most. 1 means no retry. With the other defaults eight of them take about nine seconds,
+            in which a process that was lost is there again.
         first_wait_seconds: The wait before the second attempt; each further one is twice as long.
         longest_wait_seconds: No wait of ours is longer. A server may ask for more by RetryInfo, and is heard.
     """
 
-    attempts: int = 5
+    attempts: int = 8
     first_wait_seconds: float = 0.1
     longest_wait_seconds: float = 5.0
 

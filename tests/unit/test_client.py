@@ -191,6 +191,12 @@ def test_statuses_without_details_become_the_nearest_class(code: grpc.StatusCode
     assert type(failures.from_rpc(_failure(code, "said by a proxy"))) is kind
 
 
+def test_a_stream_lost_behind_a_proxy_may_be_tried_again() -> None:
+    """Envoy resets a stream whose gateway was killed; grpc calls that INTERNAL, and it passes."""
+    error = failures.from_rpc(_failure(grpc.StatusCode.INTERNAL, "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"))
+    assert type(error) is Unavailable
+
+
 def test_errors_in_a_stream_come_back_as_classes_too() -> None:
     """The error of one item is as good as that of a call."""
     item = options_pb2.Error(code=8, message="Later.", reason="RATE_LIMIT_EXCEEDED", param="", retryable=True, retry_after_seconds=2.0)
