@@ -9,12 +9,9 @@ import signal
 from typing import TYPE_CHECKING
 
 from quadrate.client import AsyncClient
-from tests.e2e.conftest import running
 
 if TYPE_CHECKING:
-    import pytest
-
-    from tests.e2e.conftest import Mesh
+    from tests.e2e.conftest import Mesh, StartMesh
 
 TEXTS = 400
 KILL_AFTER = 100
@@ -25,9 +22,9 @@ def _pid(mesh: Mesh, process: str) -> int:
     return next(int(row["pid"]) for row in status["processes"] if row["name"] == process)
 
 
-async def test_an_ingestion_outlives_the_gateway(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_an_ingestion_outlives_the_gateway(start_mesh: StartMesh) -> None:
     """Killed in the middle of a stream, the gateway is started again and every text is answered once, right."""
-    with running(tmp_path_factory.mktemp("survives")) as mesh:
+    with start_mesh() as mesh:
         await _ingest(mesh)
 
 
