@@ -1,0 +1,1 @@
+"""Stubs, generated from proto/ and never edited (`make generate`)."""
