@@ -47,6 +47,10 @@ generate: install-test ## Make the stubs, Envoy's descriptor set and the tables 
 	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output envoy/descriptors.binpb
 	@$(BIN)/python tools/documentation.py
 
+bench: install-parity ## Measure engine and mesh side by side with what they are compared to (some minutes; needs wrk).
+	@$(BIN)/python benchmarks/engine.py
+	@for part in rest idle null start memory; do $(BIN)/python benchmarks/mesh.py $$part || exit 1; done
+
 constraints: ## Pin the newest versions that pyproject.toml allows, with their hashes (needs uv).
 	@rm -f constraints/*.txt
 	$(COMPILE) --extra cpu --extra edge pyproject.toml constraints/build.in -o constraints/runtime.txt
