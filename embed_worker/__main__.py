@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from embed_worker.service import EmbedService
+from embed_worker.service import services
 from quadrate.config.worker import EmbedSettings
 from quadrate.worker import main
 
 if __name__ == "__main__":
-    sys.exit(main(EmbedSettings, task="embed", service=EmbedService))
+    sys.exit(main(EmbedSettings, task="embed", services=services))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quadrate.framing import delimited, varint
 from quadrate.v1 import embed_pb2
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
     from quadrate.v1 import options_pb2
 
-_INDEX, _VALUES, _USAGE = b"\x08", b"\x12", b"\x32"  # of Embedding: 1 varint, 2 and 6 length-delimited
-_EMBEDDINGS = b"\x12"  # of EmbedResponse: 2
+_EMBEDDINGS = 2
+"""The number of EmbedResponse.embeddings."""
+_INDEX, _VALUES, _USAGE = b"\x08", 2, 6
+"""Of Embedding: the tag of `index`, the numbers of `values` and `usage`."""
 _USAGE_TOKENS, _USAGE_CUT = b"\x08", b"\x10"
 
 
@@ -42,20 +45,7 @@ def respond(
     for index, (vector, read, removed) in enumerate(zip(vectors, tokens, cut, strict=True)):
         values = np.ascontiguousarray(vector, "<f4").tobytes()
         usage = _USAGE_TOKENS + varint(read) + _USAGE_CUT + varint(removed)
-        front = _INDEX + varint(index) + _VALUES + varint(len(values))
-        back = _USAGE + varint(len(usage)) + usage
-        parts += (_EMBEDDINGS, varint(len(front) + len(values) + len(back)), front, values, back)
+        front = _INDEX + varint(index)
+        parts.append(delimited(_EMBEDDINGS, front, delimited(_VALUES, values), delimited(_USAGE, usage)))
     parts.append(tail.SerializeToString())
     return b"".join(parts)
-
-
-def varint(value: int) -> bytes:
-    """Return a number of at least 0 in groups of seven bits, lowest first."""
-    if value < 0x80:  # noqa: PLR2004 - one group
-        return bytes((value,))
-    groups = bytearray()
-    while value >= 0x80:  # noqa: PLR2004
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)

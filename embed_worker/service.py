@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embed_worker.answers import respond
-from embed_worker.stream import in_order_of_completion
 from quadrate.errors import InvalidArgument, Unimplemented
+from quadrate.server.relay import RelayService
+from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
 from quadrate.v1.options_pb2 import DENSE, FLOAT32, OUTPUT_UNSPECIFIED, VALUE_TYPE_UNSPECIFIED, Output, ValueType
 from quadrate.worker.models import pooling_name
@@ -60,6 +61,12 @@ class EmbedService:
         """Answer each request under its id, in order of completion; see `stream`."""
         async for answer in in_order_of_completion(self.embed, requests, call):
             yield answer
+
+
+def services(catalogue: Catalogue, settings: EmbedSettings) -> list[EmbedService | RelayService]:
+    """Return what an embed worker serves besides its models' cards."""
+    embed = EmbedService(catalogue, settings)
+    return [embed, RelayService(embed.embed)]
 
 
 def cut(rows: Sequence[NDArray[np.float32]], width: int, *, normalize: bool) -> list[NDArray[np.float32]]:

@@ -39,9 +39,7 @@ class EmbedService:
         with call.trace.stage("respond"):
             return answer.SerializeToString()
 
-    async def embed_stream(
-        self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call
-    ) -> AsyncIterator[bytes]:
+    async def embed_stream(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
         """Answer each request of a stream when it is done."""
         principal = self._admission.admit_stream(call)
 

@@ -8,6 +8,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
+from gateway.relay import MOST_INPUTS, Relay
 from quadrate.errors import BY_REASON, BY_STATUS, Internal, QuadrateError, Unavailable
 from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
 
@@ -45,8 +46,9 @@ class Peer:
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self.embed = self._unary("/quadrate.v1.EmbedService/Embed", embed_pb2.EmbedRequest, embed_pb2.EmbedResponse)
-        self.rerank = self._unary("/quadrate.v1.RerankService/Rerank", rerank_pb2.RerankRequest, rerank_pb2.RerankResponse)
+        self._relay = Relay(self._channel)
+        self._embed = self._unary("/quadrate.v1.EmbedService/Embed", embed_pb2.EmbedRequest, embed_pb2.EmbedResponse)
+        self._rerank = self._unary("/quadrate.v1.RerankService/Rerank", rerank_pb2.RerankRequest, rerank_pb2.RerankResponse)
         self._list = self._unary("/quadrate.v1.ModelService/ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse)
         self._tokenizer = self._channel.unary_stream(
             "/quadrate.v1.ModelService/GetTokenizer",
@@ -61,6 +63,32 @@ class Peer:
 
     def _unary(self, method: str, request: Any, response: Any) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return self._channel.unary_unary(method, request_serializer=request.SerializeToString, response_deserializer=response.FromString)
+
+    async def embed(self, request: embed_pb2.EmbedRequest, *, timeout: float | None, metadata: Metadata) -> embed_pb2.EmbedResponse:  # noqa: ASYNC109 - it travels on
+        """Embed by the relay, or by a call of its own if the request is large or the worker has none. Raises QuadrateError."""
+        try:
+            if self._relay.served and len(request.inputs) <= MOST_INPUTS:
+                return await self._relay.embed(request, timeout, metadata)
+        except grpc.aio.AioRpcError as error:
+            if self._relay.served:
+                raise translate(error) from error
+        answer: embed_pb2.EmbedResponse = await self._translated(self._embed(request, timeout=timeout, metadata=metadata))
+        return answer
+
+    async def rerank(self, request: rerank_pb2.RerankRequest, *, timeout: float | None, metadata: Metadata) -> rerank_pb2.RerankResponse:  # noqa: ASYNC109 - it travels on
+        """Rerank. Raises QuadrateError."""
+        answer: rerank_pb2.RerankResponse = await self._translated(self._rerank(request, timeout=timeout, metadata=metadata))
+        return answer
+
+    def retire(self) -> None:
+        """Open no call on the stream that is there: the worker is about to go."""
+        self._relay.retire()
+
+    async def _translated(self, call: Any) -> Any:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
 
     async def models(self) -> list[model_pb2.Model]:
         """Return the cards of all models it has. Raises grpc.aio.AioRpcError."""

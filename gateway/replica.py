@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from gateway.peers import translate
 from gateway.tokenizers import TokenizerError
-from quadrate.errors import DeadlineExceeded
+from quadrate.errors import DeadlineExceeded, QuadrateError
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -109,9 +108,9 @@ class Replica:
             with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
                 metadata = (*stage.headers(), ("x-request-id", call.request_id))
                 return await getattr(self.peer, method)(request, timeout=timeout, metadata=metadata)
-        except grpc.aio.AioRpcError as exc:
-            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.code().name).inc()
-            raise translate(exc) from exc
+        except QuadrateError as exc:
+            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
+            raise
         finally:
             self.peer.outstanding_tokens -= tokens
             self._latency.observe(time.perf_counter() - started)
@@ -167,6 +166,7 @@ class Replica:
 
     def _away(self, reason: str) -> None:
         served, self.facts = self.facts is not None, None
+        self.peer.retire()
         if served or reason != self.reason:
             log.warn("upstream is away", model=self.route.model, upstream=self.peer.target, reason=reason)
         self.reason = reason

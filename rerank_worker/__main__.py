@@ -6,7 +6,7 @@ import sys
 
 from quadrate.config.worker import RerankSettings
 from quadrate.worker import main
-from rerank_worker.service import RerankService
+from rerank_worker.service import services
 
 if __name__ == "__main__":
-    sys.exit(main(RerankSettings, task="rerank", service=RerankService))
+    sys.exit(main(RerankSettings, task="rerank", services=services))

@@ -80,6 +80,11 @@ class RerankService:
                 )
 
 
+def services(catalogue: Catalogue, settings: RerankSettings) -> list[RerankService]:
+    """Return what a rerank worker serves besides its models' cards."""
+    return [RerankService(catalogue, settings)]
+
+
 def _check_query(request: RerankRequest) -> None:
     if request.query and request.HasField("query_token_ids"):
         raise InvalidArgument("query and query_token_ids are both set. Keep one.", param="query_token_ids")

@@ -6,14 +6,25 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from quadrate.errors import QuadrateError
     from quadrate.telemetry import Trace
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Desk(Protocol):
+    """Begins calls, and counts, logs and traces them when they end."""
+
+    def begin(self, method: str, metadata: Mapping[str, str], remaining_seconds: float | None) -> Call:
+        """Return a new call. Each one needs its `end`."""
+
+    def end(self, call: Call, received_bytes: int, sent_bytes: int, exc: BaseException | None = None) -> QuadrateError | None:
+        """Count a call that is over; return what a failed one tells its caller."""
 
 
 @dataclass(slots=True)
@@ -29,6 +40,7 @@ class Call:
         log: What the canonical log line and the metrics say: `model` (an alias we know, never a caller's word), `principal`, `inputs`,
             `tokens` and whatever else explains the call. Never a text of a user, never a key.
         headers: Headers of the answer besides `x-request-id`, which every answer has.
+        desk: Where calls begin and end; for methods that carry many calls on one stream.
     """
 
     method: str
@@ -38,6 +50,7 @@ class Call:
     trace: Trace
     log: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[str, str]] = field(default_factory=list)
+    desk: Desk | None = None
     ids: Mapping[str, str] = field(init=False)
     """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
 

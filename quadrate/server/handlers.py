@@ -21,7 +21,7 @@ from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -32,8 +32,6 @@ class Handlers:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._is_router = telemetry.prefix == "router"
-        self.in_flight = 0
-        """Calls being served now."""
 
     def of(self, service: Any, descriptor: ServiceDescriptor) -> grpc.GenericRpcHandler[Any, Any]:
         """Return what grpc needs to serve `service`, whose methods are named as the descriptor's RPCs are, in snake case."""
@@ -62,7 +60,7 @@ class Handlers:
             except BaseException as exc:
                 await self._fail(call, exc, context, size)
                 raise
-            self._end(call, "OK", size, len(data))
+            self.end(call, size, len(data))
             return data
 
         return serve
@@ -82,24 +80,35 @@ class Handlers:
             except BaseException as exc:
                 await self._fail(call, exc, context, meter.received, sent=meter.sent)
                 raise
-            self._end(call, "OK", meter.received, meter.sent)
+            self.end(call, meter.received, meter.sent)
 
         return serve
 
-    def _begin(self, name: str, context: Any) -> Call:
-        metadata = {key: value for key, value in context.invocation_metadata() if type(value) is str}
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        call = Call(name, metadata, request_id(metadata), deadline, self._telemetry.traces.begin(metadata))
-        self.in_flight += 1
+    def begin(self, method: str, metadata: Mapping[str, str], remaining_seconds: float | None) -> Call:
+        """Start a call: ids, deadline, trace. Logs of this task carry its ids from here on."""
+        deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
+        call = Call(method, metadata, request_id(metadata), deadline, self._telemetry.traces.begin(metadata), desk=self)
         current.set(call.ids)
         return call
 
+    def end(self, call: Call, received_bytes: int, sent_bytes: int, exc: BaseException | None = None) -> QuadrateError | None:
+        """Count, trace and log a call that is over; return what a failed one tells its caller."""
+        error = None if exc is None else _as_error(exc, call)
+        outcome = "OK" if error is None else error.status.name
+        seconds = (time.time_ns() - call.trace.started_ns) / 1e9
+        self._count(call, outcome, seconds, received_bytes, sent_bytes, error)
+        call.trace.end(call.method, outcome, _attributes(call))
+        log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
+        return error
+
+    def _begin(self, name: str, context: Any) -> Call:
+        metadata = {key: value for key, value in context.invocation_metadata() if type(value) is str}
+        return self.begin(name, metadata, context.time_remaining())
+
     async def _fail(self, call: Call, exc: BaseException, context: Any, received: int, *, sent: int = 0) -> None:
         """Count and tell a failure; `context.abort` raises, so this returns only if the caller has gone."""
-        error = _as_error(exc, call)
-        self._end(call, error.status.name, received, sent, error)
-        if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+        error = self.end(call, received, sent, exc)
+        if error is None or isinstance(exc, asyncio.CancelledError | GeneratorExit):
             return
         trailers = [
             *call.headers,
@@ -108,13 +117,6 @@ class Handlers:
             (status.DETAILS_KEY, status.details(error, call.method)),
         ]
         await context.abort(error.status, status.sentence(error), tuple(trailers))
-
-    def _end(self, call: Call, outcome: str, received: int, sent: int, error: QuadrateError | None = None) -> None:
-        self.in_flight -= 1
-        seconds = (time.time_ns() - call.trace.started_ns) / 1e9
-        self._count(call, outcome, seconds, received, sent, error)
-        call.trace.end(call.method, outcome, _attributes(call))
-        log.write(INFO, "request", _line(call, outcome, seconds, received, sent, error), call.ids)
 
     def _count(self, call: Call, outcome: str, seconds: float, received: int, sent: int, error: QuadrateError | None) -> None:
         metrics, prefix = self._telemetry.metrics, self._telemetry.prefix

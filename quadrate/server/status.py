@@ -10,6 +10,7 @@ from google.protobuf.struct_pb2 import NullValue, Value
 from google.rpc import error_details_pb2, status_pb2
 
 from quadrate.errors import DOMAIN, InvalidArgument, QuadrateError
+from quadrate.v1.options_pb2 import Error
 from quadrate.wire.v1.status_pb2 import ErrorBody, StatusExtension
 
 if TYPE_CHECKING:
@@ -46,6 +47,18 @@ def sentence(error: QuadrateError) -> str:
     """Return the error's message, cut to what fits into headers."""
     text = error.message
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+
+
+def told(error: QuadrateError) -> Error:
+    """Return an error as it is told inside a stream."""
+    return Error(
+        code=error.status.value[0],
+        message=sentence(error),
+        reason=error.reason,
+        param=error.param or "",
+        retryable=error.retryable,
+        retry_after_seconds=error.retry_after_seconds,
+    )
 
 
 def _parts(error: QuadrateError, message: str) -> list[Message]:

@@ -14,6 +14,7 @@ import numpy as np
 from quadrate.errors import ModelNotFound
 from quadrate.health import Health
 from quadrate.server import Server
+from quadrate.server.relay import RelayService
 from quadrate.telemetry import Telemetry
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
@@ -93,7 +94,7 @@ class FakeWorker:
         self.server = Server(
             telemetry=Telemetry.silent("embed"),
             health=self.health,
-            services=[_Embed(self), _Rerank(self), _Models(self)],
+            services=[(embed := _Embed(self)), RelayService(embed.embed), _Rerank(self), _Models(self)],
             host="127.0.0.1",
             port=port,
             http_port=0,

@@ -21,7 +21,7 @@ from quadrate.worker.meter import TelemetryMeter
 from quadrate.worker.models import ModelService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from quadrate.config.worker import WorkerSettings
     from quadrate.runtime.scheduler import Lane
@@ -39,13 +39,15 @@ class Worker:
     Args:
         settings: What it is told.
         task: `embed` or `rerank`.
-        service: Makes its service from the catalogue and the settings.
+        services: Makes its services from the catalogue and the settings.
         telemetry: Where calls are counted, logged and traced.
 
     Raises ConfigError when it cannot be as it is told.
     """
 
-    def __init__(self, settings: WorkerSettings, *, task: str, service: Callable[[Catalogue, Any], Any], telemetry: Telemetry) -> None:
+    def __init__(
+        self, settings: WorkerSettings, *, task: str, services: Callable[[Catalogue, Any], Sequence[Any]], telemetry: Telemetry
+    ) -> None:
         provider_for(settings.device)
         self._settings = settings
         self._telemetry = telemetry
@@ -55,7 +57,7 @@ class Worker:
         self.server = Server(
             telemetry=telemetry,
             health=health,
-            services=[service(self.catalogue, settings), ModelService(self.catalogue)],
+            services=[*services(self.catalogue, settings), ModelService(self.catalogue)],
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
@@ -119,20 +121,20 @@ class Worker:
         self.server.ask_to_stop(reason)
 
 
-def main(kind: type[WorkerSettings], *, task: str, service: Callable[[Catalogue, Any], Any]) -> int:
+def main(kind: type[WorkerSettings], *, task: str, services: Callable[[Catalogue, Any], Sequence[Any]]) -> int:
     """Run a worker until told to stop, or until a model fails. Returns the exit status: 0, EXIT_CONFIG or EXIT_FAILED."""
     try:
-        return run(_serve(kind, task, service))
+        return run(_serve(kind, task, services))
     except ConfigError as error:
         log.fatal("cannot start", reason=str(error))
         return EXIT_CONFIG
 
 
-async def _serve(kind: type[WorkerSettings], task: str, service: Callable[[Catalogue, Any], Any]) -> int:
+async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Catalogue, Any], Sequence[Any]]) -> int:
     telemetry = Telemetry.start(component=f"{task}_worker", prefix=task)
     # A runner that has an answer must not wait the usual 5 ms for the event loop's thread to give way.
     sys.setswitchinterval(0.0005)
-    worker = Worker(load_worker_settings(kind), task=task, service=service, telemetry=telemetry)
+    worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
     async with worker:
         await worker.server.run()
     with contextlib.suppress(OSError):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from conftest import refused, routing
 
-from quadrate.server.streams import IN_FLIGHT
 from quadrate.errors import Overloaded
+from quadrate.server.streams import IN_FLIGHT
 from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 

@@ -1,7 +1,9 @@
-"""EmbedStream: many requests at once, answers as they are done, never more in hand than a bound.
+"""EmbedStream: many requests at work at once, answered as they are done, never more in hand than a bound.
 
-A permit is taken before a request is read and given back when its answer has been taken by the transport. So a caller who stops reading
-stops our reading, and a stream holds at most IN_FLIGHT requests and answers in memory.
+    reader ──(a permit for each)──► a task a request ──► done ──► writer ──(the permit goes back once the answer is taken)──►
+
+A permit is held from before a request is read until its answer was taken by the transport. So a caller who stops reading stops our
+reading, and memory holds at most IN_FLIGHT requests and answers of a stream.
 """
 
 from __future__ import annotations
@@ -10,23 +12,24 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from embed_worker.answers import varint
 from quadrate.errors import Internal, InvalidArgument, QuadrateError
+from quadrate.framing import delimited
+from quadrate.server import status
 from quadrate.telemetry import log
-from quadrate.v1 import embed_pb2, options_pb2
+from quadrate.v1 import embed_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from quadrate.server import Call
+    from quadrate.server.call import Call
 
-    Embed = Callable[[embed_pb2.EmbedRequest, Call], Awaitable[bytes]]
+    Embed = Callable[[embed_pb2.EmbedRequest, Call], Awaitable[embed_pb2.EmbedResponse | bytes]]
 
 IN_FLIGHT = 64
 """Requests of one stream in hand: enough to fill the batches of every runner several times over."""
 MAX_ID_BYTES = 256
-
-_RESPONSE = b"\x12"  # of EmbedStreamResponse: field 2, length-delimited
+_RESPONSE = 2
+"""The number of EmbedStreamResponse.response."""
 
 
 async def in_order_of_completion(embed: Embed, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
@@ -67,7 +70,7 @@ class _Stream:
                 self.at_work.add(task)
                 task.add_done_callback(self.at_work.discard)
                 await self.permits.acquire()
-            if self.at_work:
+            while self.at_work:
                 await asyncio.wait(self.at_work)
         except Exception as error:  # noqa: BLE001 - whoever takes the answers raises it
             self.done.put_nowait(error)
@@ -79,11 +82,11 @@ class _Stream:
         head = embed_pb2.EmbedStreamResponse(id=request.id).SerializeToString()
         try:
             _check_id(request.id)
-            body = await self._embed(request.request, call)
-            answer = b"".join((head, _RESPONSE, varint(len(body)), body))
+            found = await self._embed(request.request, call)
+            answer = head + delimited(_RESPONSE, found if isinstance(found, bytes) else found.SerializeToString())
         except Exception as error:  # noqa: BLE001 - one item must never end the stream
             self.failed += 1
-            answer = head + embed_pb2.EmbedStreamResponse(error=_told(error, call)).SerializeToString()
+            answer = head + embed_pb2.EmbedStreamResponse(error=status.told(_ours(error, call))).SerializeToString()
         self.items += 1
         self._count(call)
         self.done.put_nowait(answer)
@@ -104,16 +107,9 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _told(error: Exception, call: Call) -> options_pb2.Error:
-    """Return an error as a stream tells it; one that is not ours is logged, and its text kept from the caller."""
-    if not isinstance(error, QuadrateError):
-        log.error("unexpected failure in a stream", error=type(error).__name__)
-        error = Internal(f"Something failed on our side. Quote the request id {call.request_id} to the operator.")
-    return options_pb2.Error(
-        code=error.status.value[0],
-        message=error.message,
-        reason=error.reason,
-        param=error.param or "",
-        retryable=error.retryable,
-        retry_after_seconds=error.retry_after_seconds,
-    )
+def _ours(error: Exception, call: Call) -> QuadrateError:
+    """Return an error that can be told; one that is not ours is logged, and its text kept from the caller."""
+    if isinstance(error, QuadrateError):
+        return error
+    log.error("unexpected failure in a stream", error=type(error).__name__)
+    return Internal(f"Something failed on our side. Quote the request id {call.request_id} to the operator.")
