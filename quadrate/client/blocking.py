@@ -37,11 +37,12 @@ def _iterating(
     @wraps(method)
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
         answers = method(self._client, *args, **kwargs)
+        one_at_a_time = asyncio.Lock()  # after Ctrl-C a step may still be ending when the generator is closed
         try:
-            while (answer := self._wait(_next(answers))) is not None:
+            while (answer := self._wait(_next(answers, one_at_a_time))) is not None:
                 yield answer
         finally:
-            self._wait(_close(answers))
+            self._wait(_close(answers, one_at_a_time))
 
     return call
 
@@ -98,9 +99,11 @@ class Client:
             future.cancel()
 
 
-async def _next(answers: AsyncGenerator[T, None]) -> T | None:
-    return await anext(answers, None)
+async def _next(answers: AsyncGenerator[T, None], one_at_a_time: asyncio.Lock) -> T | None:
+    async with one_at_a_time:
+        return await anext(answers, None)
 
 
-async def _close(answers: AsyncGenerator[T, None]) -> None:
-    await answers.aclose()
+async def _close(answers: AsyncGenerator[T, None], one_at_a_time: asyncio.Lock) -> None:
+    async with one_at_a_time:
+        await answers.aclose()

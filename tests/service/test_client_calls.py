@@ -436,3 +436,25 @@ async def test_a_refused_key_is_raised_as_such(mesh: Mesh, client: AsyncClient) 
     with pytest.raises(Unauthenticated):
         await client.embed("a", model="minilm")
     assert len(mesh.embedded) == 1
+
+
+async def test_an_interrupted_stream_ends_cleanly(mesh: Mesh) -> None:
+    """Ctrl-C while waiting for an answer is a KeyboardInterrupt, and the client can be closed and the stream is gone."""
+
+    def use() -> None:
+        mesh.wait_seconds = 60
+        with Client(mesh.target) as client:
+            interrupted = client._wait
+
+            def interrupt_first(coroutine: Any) -> Any:
+                client._wait = interrupted  # type: ignore[method-assign]
+                future = asyncio.run_coroutine_threadsafe(coroutine, client._loop)
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), client._loop).result()
+                future.cancel()
+                raise KeyboardInterrupt
+
+            client._wait = interrupt_first  # type: ignore[method-assign]
+            with pytest.raises(KeyboardInterrupt):
+                next(client.embed_stream([(1, "a")], model="minilm"))
+
+    await asyncio.wait_for(asyncio.to_thread(use), 10)

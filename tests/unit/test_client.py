@@ -15,6 +15,7 @@ from quadrate import client
 from quadrate.client import AsyncClient, Client, Retries, failures, requests
 from quadrate.client.answers import Embeddings, Model, Timings
 from quadrate.client.blocking import Settings
+from quadrate.client.progress import progress_bar
 from quadrate.client.target import Target
 from quadrate.errors import (
     ERRORS,
@@ -229,6 +230,29 @@ def test_vectors_of_two_revisions_are_never_mixed() -> None:
     """A model that is exchanged in the middle of a list makes the call fail, retryably."""
     with pytest.raises(Unavailable, match="exchanged"):
         Embeddings.of([_answer("r1", 0.1), _answer("r2", 0.1)])
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_the_progress_bar_counts_on_a_terminal(
+    total: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It draws on standard error, from the first moment on, whether the end is known or not."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar(shown=True, total=total, title="minilm") as advance:
+        for _ in range(3):
+            advance()
+    drawn = capsys.readouterr()
+    assert drawn.out == ""
+    assert "minilm" in drawn.err
+    assert f"3/{total or '?'}" in drawn.err
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_progress_bar_is_silent_elsewhere(*, shown: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A log file gets no bar."""
+    with progress_bar(shown=shown, total=1, title="minilm") as advance:
+        advance()
+    assert capsys.readouterr().err.strip() == ""
 
 
 def test_a_card_keeps_every_field() -> None:
