@@ -30,6 +30,10 @@ _OPTIONS = (
     # A server that comes back is found within our own back-off, not after grpc's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A stream may last for hours and has no deadline: a far end that is gone without a word must be noticed.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Retries are ours: they know which errors pass, and what the server asked for.
     ("grpc.enable_retries", 0),
 )
