@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from gateway.relay import MOST_INPUTS, Relay
-from quadrate.errors import BY_REASON, BY_STATUS, Internal, QuadrateError, Unavailable
+from quadrate.errors import BY_REASON, BY_STATUS, DeadlineExceeded, Internal, QuadrateError, Unavailable
 from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -117,13 +117,23 @@ class Peer:
 def translate(error: grpc.aio.AioRpcError) -> QuadrateError:
     """Return an upstream's error as ours, with its reason and parameter where it gave them."""
     info, retry = _details(error)
-    kind = BY_REASON.get(info.reason) if info is not None else None
-    if kind is None:
-        kind = BY_STATUS.get(error.code(), Internal)
-    if kind is Unavailable and info is None:  # made by the transport: its text speaks of sockets and addresses
-        return Unavailable("The worker that serves this model was lost before it answered. Try again.")
-    param = info.metadata.get("param") or None if info is not None else None
-    return kind(error.details() or f"The worker answered {error.code().name} without a reason.", param=param, retry_after_seconds=retry)
+    if info is None:
+        return _of_transport(error.code())
+    kind = BY_REASON.get(info.reason) or BY_STATUS.get(error.code(), Internal)
+    message = error.details() or f"The worker answered {error.code().name} without a sentence."
+    return kind(message, param=info.metadata.get("param") or None, retry_after_seconds=retry)
+
+
+def _of_transport(status: grpc.StatusCode) -> QuadrateError:
+    """Return what a status means that no worker of ours made: their errors have details. Its text speaks of sockets and addresses.
+
+    A connection that breaks is UNAVAILABLE, INTERNAL or CANCELLED by where the call was at that moment; no answer was there in any case.
+    """
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once.")
+    if status in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED):
+        return Internal(f"The worker that serves this model answered {status.name} without a reason. Tell the operator.")
+    return Unavailable("The worker that serves this model was lost before it answered. Try again.")
 
 
 def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:

@@ -138,7 +138,8 @@ class _Stream:
                     self._changed.set()
             self._end(_lost())
         except grpc.aio.AioRpcError as error:
-            self._end(error)
+            # However a stream breaks (INTERNAL, if while we write), those who wait were not answered and may ask elsewhere.
+            self._end(error if error.code() is grpc.StatusCode.UNIMPLEMENTED else _lost())
         except asyncio.CancelledError:
             self._end(_lost())
             raise
