@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -58,9 +58,10 @@ class Provenance:
             message.normalized,
         )
 
-    def comparable(self) -> tuple[object, ...]:
-        """Return what must be equal for two vectors to be compared: everything but the provider."""
-        return (self.revision, self.prompt, self.precision, self.pooling, self.normalized)
+    def check_comparable(self, other: Provenance) -> None:
+        """Raise Unavailable if vectors made in this and in the other way cannot be compared. Only the provider may differ."""
+        if replace(self, provider=other.provider) != other:
+            raise Unavailable("The model was exchanged while its answers came in, so that their vectors cannot be compared. Call again.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ class Embeddings:
         Raises Unavailable if they were made in ways that cannot be compared, which happens when a model is exchanged in between.
         """
         provenances = [Provenance.of(message.provenance) for message in messages]
-        if len({provenance.comparable() for provenance in provenances}) > 1:
-            raise Unavailable("The model was exchanged while its answers came in, so that their vectors cannot be compared. Call again.")
+        for provenance in provenances[1:]:
+            provenance.check_comparable(provenances[0])
         usages = tuple(Usage.of(embedding.usage) for message in messages for embedding in message.embeddings)
         timings = Timings.of(messages[0].timings)
         for message in messages[1:]:
@@ -141,13 +142,15 @@ class Embedded:
         id: What the caller named the item.
         vector: float32 [dimensions]. None if there is an error.
         usage: Tokens of the text. None if there is an error.
+        provenance: What made the vector; comparable in all items of a stream. None if there is an error.
         error: Why there is no vector. None if there is one.
     """
 
     id: Any
-    vector: NDArray[np.float32] | None
-    usage: Usage | None
-    error: QuadrateError | None
+    vector: NDArray[np.float32] | None = None
+    usage: Usage | None = None
+    provenance: Provenance | None = None
+    error: QuadrateError | None = None
 
     def value(self) -> NDArray[np.float32]:
         """Return the vector, or raise the error."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 
-from quadrate.client.answers import Embedded, Usage, matrix
+from quadrate.client.answers import Embedded, Provenance, Usage, matrix
 from quadrate.client.failures import Outcome, from_item
 from quadrate.client.requests import EmbedOptions, Text, one_input
 from quadrate.client.retries import retryable
@@ -77,6 +77,7 @@ class Ingestion:
         self._source_ended = False
         self._sent = 0
         self._answered = 0
+        self._provenance: Provenance | None = None
 
     async def answers(self, source: Source[Item]) -> AsyncGenerator[Embedded, None]:
         """Yield one answer for each item, in order of completion.
@@ -145,7 +146,7 @@ class Ingestion:
                 group.inputs.append(one_input(text, param="text"))
                 group.ids.append(name)
             except InvalidArgument as error:
-                await self._settled.put(Embedded(name, None, None, error))
+                await self._settled.put(Embedded(name, error=error))
         if group.ids:
             self._outbox.put_nowait(group)
         else:
@@ -179,13 +180,19 @@ class Ingestion:
             return []
         if answer.HasField("response"):
             self._close(group)
-            rows = zip(group.ids, matrix(answer.response), answer.response.embeddings, strict=True)
-            return [Embedded(name, row, Usage.of(embedding.usage), None) for name, row, embedding in rows]
+            return self._rows(group, answer.response)
         error = from_item(answer.error)
         if self._tried_again(group, error):
             return []
         self._close(group)
-        return [Embedded(name, None, None, error) for name in group.ids]
+        return [Embedded(name, error=error) for name in group.ids]
+
+    def _rows(self, group: _Group, answer: embed_pb2.EmbedResponse) -> list[Embedded]:
+        provenance = Provenance.of(answer.provenance)
+        self._provenance = self._provenance or provenance
+        provenance.check_comparable(self._provenance)
+        rows = zip(group.ids, matrix(answer), answer.embeddings, strict=True)
+        return [Embedded(name, row, Usage.of(embedding.usage), provenance) for name, row, embedding in rows]
 
     def _tried_again(self, group: _Group, error: QuadrateError) -> bool:
         """Put a group back, whole and later if its failure may pass, text by text at once if it is final and may be a neighbour's."""

@@ -121,7 +121,8 @@ class _Embed:
 
 
 def _embedded(request: embed_pb2.EmbedRequest) -> embed_pb2.EmbedResponse:
-    answer = embed_pb2.EmbedResponse(model=request.model)
+    revision = options_pb2.Provenance(revision="r2" if request.inputs and request.inputs[0].text == "exchange" else "r1")
+    answer = embed_pb2.EmbedResponse(model=request.model, provenance=revision)
     for place, item in enumerate(request.inputs):
         if not item.text:
             raise EmptyInput(f"inputs[{place}] is empty.", param=f"inputs[{place}].text")
@@ -341,6 +342,15 @@ async def test_a_stream_that_is_refused_says_why(mesh: Mesh, client: AsyncClient
     for _ in range(20):
         with pytest.raises(Unauthenticated, match="not known"):
             await _all(client.embed_stream(items, model="minilm"))
+
+
+async def test_a_stream_never_mixes_revisions(client: AsyncClient) -> None:
+    """When the model is exchanged in the middle, the stream ends with an error; what came before stays good."""
+    seen = []
+    with pytest.raises(Unavailable, match="exchanged"):
+        async for answer in client.embed_stream([(1, "a"), (2, "exchange"), (3, "b")], model="minilm", texts_per_message=1):
+            seen.append(answer)  # noqa: PERF401 - a comprehension would lose what came before
+    assert [(answer.id, answer.provenance.revision) for answer in seen if answer.provenance] == [(1, "r1")]
 
 
 async def test_a_slow_caller_holds_up_the_source(mesh: Mesh, client: AsyncClient) -> None:
