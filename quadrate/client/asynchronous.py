@@ -134,8 +134,8 @@ class AsyncClient:
         """Embed any number of texts, each under a name of the caller's, and yield the answers as they are ready, not in order.
 
         A text that cannot be embedded yields an `Embedded` with its error; the others go on. A connection that breaks is made again and
-        nothing is lost or answered twice. If the model is exchanged meanwhile, the stream ends with Unavailable rather than mix vectors that
-        cannot be compared. Items are read as far ahead as there is room; who takes answers slowly holds up the reading.
+        nothing is lost or answered twice. If the model is exchanged meanwhile, the stream ends with Unavailable rather than mix vectors
+        that cannot be compared. Items are read as far ahead as there is room; who takes answers slowly holds up the reading.
 
         Args:
             items: Pairs of a name (anything) and a text. A generator may block: it is read in a thread of its own.
