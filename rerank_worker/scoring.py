@@ -45,7 +45,7 @@ def late_interaction(query: NDArray[np.float32], documents: Sequence[NDArray[np.
     starts = np.cumsum([0, *map(len, documents)])[:-1]
     similarities = query @ np.concatenate(documents).T  # [query tokens, all documents' tokens]
     best = np.maximum.reduceat(similarities, starts, axis=1)  # [query tokens, documents]
-    return best.mean(axis=0).astype(np.float32)
+    return np.asarray(best.mean(axis=0), np.float32)
 
 
 def relevance(raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -41,7 +41,7 @@ class WorkerSettings(BaseSettings):
     """8-bit weights. This version refuses to start with another than `none`."""
     max_batch_size: int = pydantic.Field(default=64, gt=0)
     """The most texts in one run of the model."""
-    max_batch_tokens: int = pydantic.Field(default=384, gt=0)
+    max_batch_tokens: int = pydantic.Field(default=256, gt=0)
     """The most tokens in one run; a longer text runs alone. From 256 to 512 is best on a CPU."""
     batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)
     """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from quadrate.errors import ConfigError
 from quadrate.runtime import folder
+from quadrate.runtime.batching import Waste
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
 from quadrate.runtime.scheduler import Lane
@@ -137,7 +138,8 @@ class Engine:
     def __init__(self, model: Model, scheduler: Scheduler) -> None:
         self.model = model
         self._scheduler = scheduler
-        self.lane = Lane(model.alias, model.session, CostModel(Shape.of(model.facts.encoder)))
+        size = model.facts.encoder
+        self.lane = Lane(model.alias, model.session, CostModel(Shape.of(size)), Waste.of(size.width))
 
     async def run(
         self, readings: Sequence[NDArray[np.int32]], output: Output, *, deadline: float | None = None, trace: Trace | None = None

@@ -65,12 +65,14 @@ class Lane:
         name: The model's alias.
         session: What runs it.
         cost: What its runs take.
+        waste: What they cost beside their tokens.
         failed: Why it runs no more. Empty while it does.
     """
 
     name: str
     session: Session
     cost: CostModel
+    waste: batching.Waste = batching.DEFAULT_WASTE
     failed: str = ""
 
 
@@ -197,6 +199,8 @@ class Scheduler:
         self._jobs: set[Job] = set()
         self._seen: dict[str, None] = {}
         self._closed = False
+        self.runs = 0
+        """Runs that have ended."""
         self._threads = [threading.Thread(target=self._serve, args=(slot,), name=f"runner-{slot}") for slot in range(rules.runners)]
         for thread in self._threads:
             thread.start()
@@ -363,6 +367,7 @@ class Scheduler:
             self._meter.dropped(job.lane, reason, dropped)
 
     def _deliver(self, batch: Batch, finished: Sequence[Job]) -> None:
+        self.runs += 1
         self._meter.ran(batch)
         for job in finished:
             if not job.future.done():
@@ -436,7 +441,7 @@ class Scheduler:
         mine = [text for text in window if text.job.lane is lane]
         now = self._clock()
         typical = lane.cost.share(self._rules.limits.tokens)
-        chosen = batching.plan(mine, self._rules.limits, now=now, run_seconds=typical, runners=self._idle + 1)
+        chosen = batching.plan(mine, self._rules.limits, now=now, run_seconds=typical, runners=self._idle + 1, waste=lane.waste)
         texts = [mine[place] for place in chosen]
         taken = set(map(id, texts))
         self._waiting[: batching.WINDOW] = [text for text in window if id(text) not in taken]

@@ -117,6 +117,8 @@ def _open(graph: Graph, provider: str, *, threads: int) -> onnxruntime.Inference
     options.log_severity_level = 3
     # Lengths are free: a pattern kept for every shape that ever came would grow without end.
     options.enable_mem_pattern = False
+    # Nor may an arena: see quadrate.runtime.memory.
+    options.enable_cpu_mem_arena = False
     # A pool that spins takes the cores from the event loop and from narrow runs between two operators.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from quadrate.config.worker import load_worker_settings
 from quadrate.errors import ConfigError
 from quadrate.health import Health
+from quadrate.runtime import memory
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.scheduler import Rules, Scheduler
 from quadrate.runtime.sessions import provider_for
@@ -105,9 +106,14 @@ class Worker:
     async def _watch(self) -> None:
         """Look for stuck runs and tell how much waits, once a second."""
         metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
+        runs = trimmed = 0
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.scheduler.watch()
+            before, runs = runs, self.scheduler.runs
+            if runs == before != trimmed:  # a second of rest after work
+                trimmed = runs
+                await asyncio.to_thread(memory.give_back)
             for alias, (tokens, seconds) in self.scheduler.queued().items():
                 metrics.gauge(f"{prefix}_queue_tokens", alias).set(tokens)
                 metrics.gauge(f"{prefix}_queue_estimated_seconds", alias).set(seconds)
@@ -134,6 +140,7 @@ async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Cata
     telemetry = Telemetry.start(component=f"{task}_worker", prefix=task)
     # A runner that has an answer must not wait the usual 5 ms for the event loop's thread to give way.
     sys.setswitchinterval(0.0005)
+    memory.settle()
     worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
     async with worker:
         await worker.server.run()

@@ -36,8 +36,8 @@ def build(facts: Facts, weights: Weights, head: Head) -> Graph:
     """Write the graph. Raises ConfigError if the weights do not fit the facts.
 
     Inputs (see `quadrate.runtime.packing`): `ids` and `positions` int32[T]; `places` int32[B, S], the token of each place of the padded
-    view; `tokens` int32[T], the place of each token; `bias` float32[B, 1, 1, S]; for mean pooling `shares` float32[B, T], each token's weight
-    in the mean; for pooling over the first token `first` int32[B].
+    view; `tokens` int32[T], the place of each token; `bias` float32[B, 1, 1, S]; for mean pooling `shares` float32[B, T], each token's
+    weight in the mean; for pooling over the first token `first` int32[B].
 
     Outputs: with `vectors`, `pooled` float32[B, H] and `unit`, the same of length one; with `states`, `states` float32[T, H] of length one.
     """
