@@ -7,6 +7,7 @@ stream, async generators. They raise `quadrate.errors`; anything else they raise
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether what grpc logs says more than that a caller has gone.
+
+    It writes an error with a traceback when it cannot tell a failure to somebody who left (grpc#31570); the call's own line has it all.
+    """
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 
 class Handlers:
