@@ -210,7 +210,7 @@ async def test_the_callers_deadline_is_known_to_the_handler(stub: Any, echo: Ech
     await stub.Embed(embed_pb2.EmbedRequest(model="a"))
     remaining = echo.calls[0].remaining_seconds()
     assert remaining is not None
-    assert 10 < remaining <= 20
+    assert 10 < remaining < 21, "gRPC rounds what it sends"
     assert echo.calls[1].deadline is None
 
 
