@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
     for title, call in _calls(mesh, plan.address):
         console.print(f"\n[bold]{title}[/]")
         console.print(call, markup=False, soft_wrap=True)
-    console.print(f"\nLogs: {folder.logs} (quadrate logs -f). To stop: Ctrl-C, or quadrate down{_port_flag(mesh)}.", soft_wrap=True)
+    console.print(f"\nLogs: {folder.logs} ({_program()} logs -f). To stop: Ctrl-C, or {_program()} down{_port_flag(mesh)}.", soft_wrap=True)
     if mesh.options.host not in {"127.0.0.1", "localhost", "::1"}:
         console.print("[yellow]Others can reach this port. Put keys into auth.yaml before they do.[/]")
     output = console.file
@@ -44,6 +45,12 @@ def _table(plan: Plan) -> Table:
     return table
 
 
+def _program() -> str:
+    """Return what calls this command from where `up` was called: its path, where the environment is not activated."""
+    called = sys.argv[0]
+    return called if called.endswith("/quadrate") and shutil.which("quadrate") is None else "quadrate"
+
+
 def _port_flag(mesh: Mesh) -> str:
     return "" if mesh.options.port == 8085 else f" --port {mesh.options.port}"  # noqa: PLR2004 - the default of up
 
@@ -59,7 +66,7 @@ def _calls(mesh: Mesh, address: str) -> list[tuple[str, str]]:
         body = f'{{"model":"{model}","query":"{_QUESTION}","documents":[{{"text":"{_TEXT}"}},{{"text":"{_OTHER_TEXT}"}}]}}'
         calls += [
             ("grpcurl", f"grpcurl -plaintext{_header(mesh.needs_key)} -d '{body}' {address} quadrate.v1.RerankService/Rerank"),
-            ("quadrate", f'quadrate rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'),
+            ("quadrate", f'{_program()} rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'),
         ]
     return calls
 
