@@ -50,7 +50,7 @@ def late_interaction(query: NDArray[np.float32], documents: Sequence[NDArray[np.
 
 def relevance(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     """Bring raw scores from -1…1 to 0…1."""
-    return np.clip((1.0 + raw) / 2.0, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip((1.0 + raw) / 2.0, 0.0, 1.0), np.float32)
 
 
 def order(scores: NDArray[np.float32]) -> NDArray[np.int64]:

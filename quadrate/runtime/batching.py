@@ -59,13 +59,14 @@ class Waste:
 DEFAULT_WASTE = Waste()
 
 
-def plan(  # noqa: PLR0913 - all that a plan depends on
+def plan(
     waiting: Sequence[Waiting], limits: Limits, *, now: float, run_seconds: float, runners: int = 1, waste: Waste = DEFAULT_WASTE
 ) -> list[int]:
     """Return the places in `waiting` that run next, ascending; never empty unless `waiting` is.
 
-    The first in order leads, or the one with the earliest deadline if it would be too late two runs from now. With it go those next to it
-    in length, so many that the least is wasted for each token. If several runners are free, each takes its share, so that they end together.
+    The first in order leads, or the one with the earliest deadline if it would be too late two runs from now. With it go those next to
+    it in length, so many that the least is wasted for each token. If several runners are free, each takes its share, so that they end
+    together.
     Cost: at most WINDOW² / 4 small steps.
 
     Args:
