@@ -66,13 +66,15 @@ class Lane:
         session: What runs it.
         cost: What its runs take.
         waste: What they cost beside their tokens.
-        failed: Why it runs no more. Empty while it does.
+        broken: Whether a run raised; no other is begun.
+        failed: Why it runs no more, once its callers were told. Empty while it does.
     """
 
     name: str
     session: Session
     cost: CostModel
     waste: batching.Waste = batching.DEFAULT_WASTE
+    broken: bool = False
     failed: str = ""
 
 
@@ -408,7 +410,7 @@ class Scheduler:
         """Take out of the window what need not run any more. Under the lock."""
         now = self._clock()
         window = self._waiting[: batching.WINDOW]
-        keep = [text for text in window if not (text.job.over or self._late(text, now))]
+        keep = [text for text in window if not (text.job.over or text.job.lane.broken or self._late(text, now))]
         if len(keep) < len(window):
             self._waiting[: batching.WINDOW] = keep
             if not keep:
@@ -452,7 +454,7 @@ class Scheduler:
         if not self._waiting:
             self._waiting_seconds = 0.0  # what rounding left
         self._virtual = max(self._virtual, min(text.finish for text in texts))
-        lone = not self._waiting and not self._running
+        lone = self._rules.runners > 1 and not self._waiting and not self._running
         return Batch(lane, texts, lone, lane.cost.seconds([text.tokens for text in texts]), now, time.time_ns())
 
     def _run(self, batch: Batch) -> None:
@@ -460,6 +462,7 @@ class Scheduler:
         try:
             results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide)
         except Exception as error:  # noqa: BLE001 - whatever it is, the session is broken
+            batch.lane.broken = True
             self._tell(self.fail, batch.lane, f"a run of {batch.tokens} tokens raised {type(error).__name__}: {error}")
             return
         batch.seconds = self._clock() - batch.started

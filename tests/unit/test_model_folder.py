@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors import TensorSpec, serialize_file
+from safetensors.numpy import save_file
 
 from quadrate.config.models import FolderSource, ModelCard
 from quadrate.errors import ConfigError
@@ -19,15 +21,18 @@ if TYPE_CHECKING:
 
 
 def card(path: Path, **changes: Any) -> ModelCard:
+    """Return a card of a model in a folder."""
     return ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path), **changes)
 
 
 def edit(path: Path, name: str, **changes: Any) -> None:
+    """Change what a JSON file says."""
     file = path / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def test_facts_come_from_the_files(tmp_path: Path) -> None:
+    """Facts come from the files."""
     path = write_tiny_model(tmp_path, prompts={"query": "query: "})
     facts = folder.read(path, card(path))
     assert (facts.pooling, facts.normalize, facts.max_tokens, facts.default_prompt_name) == ("mean", True, 48, "")
@@ -36,6 +41,7 @@ def test_facts_come_from_the_files(tmp_path: Path) -> None:
 
 
 def test_the_card_overrules_the_files(tmp_path: Path) -> None:
+    """The card overrules the files."""
     path = write_tiny_model(tmp_path, prompts={"query": "query: "})
     said = card(path, pooling="cls", normalize=False, max_tokens=20, prompts={"document": "passage: "}, default_prompt_name="document")
     facts = folder.read(path, said)
@@ -47,7 +53,10 @@ def test_the_card_overrules_the_files(tmp_path: Path) -> None:
     ("said", "tokenizer", "expected"),
     [(None, 40, 40), (None, 10**30, 64), (500, 40, 64), (30, 40, 30)],
 )
-def test_the_limit_on_tokens_is_where_sentence_transformers_finds_it(tmp_path: Path, said: int | None, tokenizer: int, expected: int) -> None:
+def test_the_limit_on_tokens_is_where_sentence_transformers_finds_it(
+    tmp_path: Path, said: int | None, tokenizer: int, expected: int
+) -> None:
+    """The limit on tokens is where sentence transformers finds it."""
     path = write_tiny_model(tmp_path)
     edit(path, "sentence_bert_config.json", max_seq_length=said)
     edit(path, "tokenizer_config.json", model_max_length=tokenizer)
@@ -70,6 +79,7 @@ def test_the_limit_on_tokens_is_where_sentence_transformers_finds_it(tmp_path: P
     ],
 )
 def test_what_cannot_be_served_right_is_refused_by_name(tmp_path: Path, name: str, changes: dict[str, Any], said: str | None) -> None:
+    """What cannot be served right is refused by name."""
     path = write_tiny_model(tmp_path)
     edit(path, name, **changes)
     if said is None:  # the tokenizer lowers by itself
@@ -80,6 +90,7 @@ def test_what_cannot_be_served_right_is_refused_by_name(tmp_path: Path, name: st
 
 
 def test_another_module_than_the_three_is_refused(tmp_path: Path) -> None:
+    """Another module than the three is refused."""
     path = write_tiny_model(tmp_path)
     modules = json.loads((path / "modules.json").read_text())
     (path / "modules.json").write_text(json.dumps([*modules, {"idx": 3, "path": "3_Dense", "type": "sentence_transformers.models.Dense"}]))
@@ -88,6 +99,7 @@ def test_another_module_than_the_three_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_modules_the_card_must_say_the_pooling(tmp_path: Path) -> None:
+    """Without modules the card must say the pooling."""
     path = write_tiny_model(tmp_path)
     (path / "modules.json").unlink()
     with pytest.raises(ConfigError, match="set `pooling` and `normalize`"):
@@ -97,6 +109,7 @@ def test_without_modules_the_card_must_say_the_pooling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json"])
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    """A missing or damaged file is named."""
     path = write_tiny_model(tmp_path)
     (path / name).write_text("{")
     with pytest.raises(ConfigError, match=name):
@@ -107,12 +120,14 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_limit_above_the_positions_is_refused(tmp_path: Path) -> None:
+    """A limit above the positions is refused."""
     path = write_tiny_model(tmp_path)
     with pytest.raises(ConfigError, match="positions for 64"):
         folder.read(path, card(path, max_tokens=65))
 
 
 def test_weights_are_views_of_the_file_and_know_their_place(tmp_path: Path) -> None:
+    """Weights are views of the file and know their place."""
     written = tiny_weights(tiny_config())
     weights = Weights(write_tiny_model(tmp_path, weights=written))
     name = "encoder.layer.1.output.dense.weight"
@@ -128,8 +143,7 @@ def test_weights_are_views_of_the_file_and_know_their_place(tmp_path: Path) -> N
 
 
 def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
-    from safetensors import TensorSpec, serialize_file
-
+    """Half precision is widened exactly."""
     half = np.random.default_rng(1).standard_normal((3, 5)).astype(np.float16)
     brain = np.random.default_rng(2).standard_normal((3, 5)).astype(np.float32)
     upper = (brain.view(np.uint32) >> 16).astype(np.uint16)
@@ -144,8 +158,7 @@ def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
 
 
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
+    """Shards are read as one."""
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "one.safetensors")
     save_file({"b": np.zeros(3, np.float32)}, tmp_path / "two.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
@@ -169,6 +182,7 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Any) -> None:
+    """A damaged file is refused."""
     file = write_tiny_model(tmp_path) / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ConfigError, match=r"model\.safetensors"):
@@ -176,6 +190,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Any) -> None:
 
 
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(tmp_path: Path) -> None:
+    """A tensor that is missing or of another shape is named."""
     weights = Weights(write_tiny_model(tmp_path))
     with pytest.raises(ConfigError, match="no tensor 'nothing'"):
         weights.get("nothing", 1)

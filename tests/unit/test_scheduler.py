@@ -1,0 +1,372 @@
+"""The queue and its runners: order, bounds, and an end for everyone on every path."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
+from quadrate.runtime.batching import Limits
+from quadrate.runtime.cost import CostModel, Shape
+from quadrate.runtime.scheduler import Batch, Lane, Rules, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+LIMITS = Limits(tokens=64, texts=16)
+SPEED = 1000.0
+"""Tokens a second that the fake model is believed to do."""
+
+
+class Clock:
+    """Time that stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+class FakeSession:
+    """Answers each text with its first token. Runs wait at the gate, if it is shut."""
+
+    provider = "FakeExecutionProvider"
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.runs: list[tuple[list[int], bool]] = []
+        self.error: Exception | None = None
+
+    def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Any]:
+        """See Session."""
+        self.runs.append(([int(reading[0]) for reading in readings], wide))
+        self.entered.release()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return {name: [np.array([reading[0]], np.float32) for reading in readings] for name in outputs}
+
+
+class Notes:
+    """A meter that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.drops: list[tuple[str, int]] = []
+
+    def ran(self, batch: Batch) -> None:
+        """See Meter."""
+        self.batches.append(batch)
+
+    def dropped(self, lane: Lane, reason: str, texts: int) -> None:
+        """See Meter."""
+        self.drops.append((reason, texts))
+
+
+class Bench:
+    """A scheduler on a fake clock with one fake model."""
+
+    def __init__(self, **rules: Any) -> None:
+        self.clock = Clock()
+        self.session = FakeSession()
+        self.notes = Notes()
+        self.failed: list[Lane] = []
+        self.lane = self.make_lane("fake", self.session)
+        settings = {"limits": LIMITS, "runners": 1, **rules}
+        self.scheduler = Scheduler(Rules(**settings), meter=self.notes, on_failure=self.failed.append, clock=self.clock)
+
+    @staticmethod
+    def make_lane(name: str, session: FakeSession) -> Lane:
+        """Return a lane for a model."""
+        return Lane(name, session, CostModel(Shape(1.0, 0.0), speed=SPEED))
+
+    def run(self, first: int, *, count: int = 1, tokens: int = 10, deadline: float | None = None) -> asyncio.Task[list[int]]:
+        """Send a request of `count` texts, which are answered by `first`, `first + 1` and so on."""
+        return asyncio.create_task(self._run(first, count, tokens, deadline))
+
+    async def _run(self, first: int, count: int, tokens: int, deadline: float | None) -> list[int]:
+        readings = [np.full(tokens, first + place, np.int32) for place in range(count)]
+        job = await self.scheduler.run(self.lane, readings, output="unit", deadline=deadline)
+        return [int(row[0]) for row in job.results if row is not None]
+
+    async def until_entered(self, runs: int = 1) -> None:
+        """Wait until so many more runs have begun."""
+        for _ in range(runs):
+            assert await asyncio.to_thread(self.session.entered.acquire, timeout=30)
+
+    async def busy(self) -> asyncio.Task[list[int]]:
+        """Shut the gate and let a run wait there."""
+        self.session.gate.clear()
+        task = self.run(0)
+        await self.until_entered()
+        return task
+
+
+@asynccontextmanager
+async def bench(**rules: Any) -> AsyncIterator[Bench]:
+    """Give a bench and close it, which must end all threads."""
+    made = Bench(**rules)
+    try:
+        yield made
+    finally:
+        made.session.gate.set()
+        assert await made.scheduler.close()
+
+
+async def test_each_text_gets_its_own_answer_whatever_its_company() -> None:
+    """Each text gets its own answer whatever its company."""
+    random = np.random.default_rng(3)
+    async with bench(runners=3) as made:
+        sizes = random.integers(1, 20, 60)
+        tasks = [made.run(1000 * place, count=int(size), tokens=int(random.integers(1, 60))) for place, size in enumerate(sizes)]
+        for place, (task, size) in enumerate(zip(tasks, sizes, strict=True)):
+            assert await task == list(range(1000 * place, 1000 * place + size))
+        assert sum(len(batch.texts) for batch in made.notes.batches) == sizes.sum()
+        assert made.scheduler.runs == len(made.notes.batches)
+        assert made.scheduler.queued() == {"fake": (0, 0.0)}
+
+
+async def test_as_many_runs_at_once_as_runners() -> None:
+    """As many runs at once as runners."""
+    async with bench(runners=2) as made:
+        first = await made.busy()
+        second = made.run(7)
+        await made.until_entered()
+        assert [texts for texts, _ in made.session.runs] == [[0], [7]]
+        made.session.gate.set()
+        assert await asyncio.gather(first, second) == [[0], [7]]
+
+
+async def test_a_lone_request_gets_all_cores_and_others_one() -> None:
+    """A lone request gets all cores and others one."""
+    async with bench(runners=2) as made:
+        first = await made.busy()
+        second = made.run(7)
+        await made.until_entered()
+        made.session.gate.set()
+        await asyncio.gather(first, second)
+        assert [wide for _, wide in made.session.runs] == [True, False]
+
+
+async def test_what_waits_gathers_while_the_runner_is_busy() -> None:
+    """What waits gathers while the runner is busy."""
+    async with bench() as made:
+        first = await made.busy()
+        others = [made.run(number) for number in range(1, 6)]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *others)
+        assert made.session.runs[1][0] == [1, 2, 3, 4, 5]
+
+
+async def test_a_single_text_passes_between_those_of_a_large_request() -> None:
+    """A single text passes between those of a large request."""
+    async with bench() as made:
+        first = await made.busy()
+        many = made.run(1000, count=200, tokens=30)
+        await asyncio.sleep(0)
+        single = made.run(7, tokens=30)
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, many, single)
+        place = next(place for place, (texts, _) in enumerate(made.session.runs) if 7 in texts)
+        assert place <= 2
+        assert len(made.session.runs) > 90
+
+
+async def test_two_large_requests_take_turns() -> None:
+    """Two large requests take turns."""
+    async with bench() as made:
+        first = await made.busy()
+        one, two = made.run(1000, count=40, tokens=30), made.run(2000, count=40, tokens=30)
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, one, two)
+        half = [text for texts, _ in made.session.runs[1:21] for text in texts]
+        assert abs(sum(text < 2000 for text in half) - len(half) / 2) <= 2
+
+
+async def test_models_share_the_runners_and_never_a_run() -> None:
+    """Models share the runners and never a run."""
+    async with bench() as made:
+        other = made.make_lane("other", FakeSession())
+        first = await made.busy()
+        mine = [made.run(number) for number in (1, 2)]
+        readings = [np.full(10, 9, np.int32)]
+        theirs = asyncio.create_task(made.scheduler.run(other, readings, output="unit", deadline=None))
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *mine, theirs)
+        assert {batch.lane.name: len(batch.texts) for batch in made.notes.batches[1:]} == {"fake": 2, "other": 1}
+
+
+async def test_a_caller_who_leaves_is_not_worked_for() -> None:
+    """A caller who leaves is not worked for."""
+    async with bench() as made:
+        first = await made.busy()
+        gone, stays = made.run(5), made.run(6)
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        made.session.gate.set()
+        assert await stays == [6]
+        await first
+        assert [texts for texts, _ in made.session.runs] == [[0], [6]]
+        assert made.notes.drops == [("cancelled", 1)]
+
+
+async def test_a_deadline_that_passes_ends_the_wait_and_the_work() -> None:
+    """A deadline that passes ends the wait and the work."""
+    async with bench() as made:
+        first = await made.busy()
+        late = made.run(5, deadline=made.clock.now + 0.05)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        made.clock.now += 1
+        made.session.gate.set()
+        await first
+        assert await made.run(6) == [6]
+        assert [texts for texts, _ in made.session.runs] == [[0], [6]]
+        assert made.notes.drops == [("deadline", 1)]
+
+
+async def test_a_text_that_cannot_be_ready_in_time_is_dropped_when_planned() -> None:
+    """A text that cannot be ready in time is dropped when planned."""
+    async with bench() as made:
+        first = await made.busy()
+        late = made.run(5, tokens=60, deadline=made.clock.now + 1000)
+        await asyncio.sleep(0)
+        made.clock.now += 999.99
+        made.session.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await first
+        assert [texts for texts, _ in made.session.runs] == [[0]]
+
+
+async def test_who_waited_too_long_for_the_first_run_is_told_to_come_back() -> None:
+    """Who waited too long for the first run is told to come back."""
+    async with bench(queue_seconds=3.0) as made:
+        first = await made.busy()
+        waits = made.run(5)
+        await asyncio.sleep(0)
+        made.clock.now += 3.1
+        made.session.gate.set()
+        with pytest.raises(Overloaded, match=r"within 3\.0 s") as caught:
+            await waits
+        assert caught.value.retry_after_seconds
+        await first
+        assert made.notes.drops == [("queue_timeout", 1)]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    """A full queue refuses at once and says when to come back."""
+    async with bench(queue_seconds=2.0) as made:
+        first = await made.busy()
+        admitted = [made.run(number, tokens=60) for number in range(1, 60)]
+        await asyncio.sleep(0)
+        refused = [task for task in admitted if task.done()]
+        assert 20 <= len(refused) <= 30  # 60 tokens at 1,000 a second, 2 seconds long
+        for task in refused:
+            error = task.exception()
+            assert isinstance(error, Overloaded)
+            assert error.retry_after_seconds is not None
+            assert error.retry_after_seconds > 0
+        made.session.gate.set()
+        await asyncio.gather(first, *(task for task in admitted if task not in refused))
+
+
+async def test_a_large_request_in_the_queue_does_not_refuse_single_ones() -> None:
+    """A large request in the queue does not refuse single ones."""
+    async with bench(queue_seconds=2.0) as made:
+        first = await made.busy()
+        many = made.run(1000, count=300, tokens=60)
+        await asyncio.sleep(0)
+        single = made.run(7)
+        await asyncio.sleep(0)
+        assert not single.done()
+        made.session.gate.set()
+        await asyncio.gather(first, many, single)
+
+
+async def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
+    """A deadline that cannot be kept is refused at once."""
+    async with bench() as made:
+        made.lane.cost.learn([10], 0.01)
+        with pytest.raises(Overloaded, match="the deadline is in"):
+            await made.run(1000, count=2000, tokens=64, deadline=made.clock.now + 0.0001)
+        assert made.session.runs == []
+
+
+async def test_a_session_that_raises_fails_its_model_and_frees_every_waiter() -> None:
+    """A session that raises fails its model and frees every waiter."""
+    async with bench() as made:
+        made.session.error = RuntimeError("out of memory")
+        first = await made.busy()
+        second, third = made.run(5), made.run(6, count=3)
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        for outcome in await asyncio.gather(first, second, third, return_exceptions=True):
+            assert isinstance(outcome, Unavailable)
+            assert outcome.retryable
+        assert [lane.failed for lane in made.failed] == ["a run of 10 tokens raised RuntimeError: out of memory"]
+        with pytest.raises(Unavailable):
+            await made.run(7)
+        assert [texts for texts, _ in made.session.runs] == [[0]]
+
+
+async def test_a_stuck_run_fails_its_model_and_frees_every_waiter() -> None:
+    """A stuck run fails its model and frees every waiter."""
+    made = Bench(stuck_seconds=5.0)
+    first = await made.busy()
+    second = made.run(5)
+    await asyncio.sleep(0)
+    made.clock.now += 4.9
+    made.scheduler.watch()
+    assert not made.failed
+    made.clock.now += 0.2
+    made.scheduler.watch()
+    for outcome in await asyncio.gather(first, second, return_exceptions=True):
+        assert isinstance(outcome, Unavailable)
+    assert len(made.failed) == 1
+    assert not await made.scheduler.close(timeout_seconds=0.0)  # the process must leave without that thread
+    made.session.gate.set()
+    assert await made.scheduler.close()
+
+
+async def test_closing_frees_who_waits_and_refuses_who_comes() -> None:
+    """Closing frees who waits and refuses who comes."""
+    made = Bench()
+    first = await made.busy()
+    second = made.run(5)
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(made.scheduler.close())
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    made.session.gate.set()
+    assert await closing
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    with pytest.raises(QuadrateError):
+        await made.run(6)
+
+
+async def test_a_configured_delay_lets_an_idle_runner_gather() -> None:
+    """A configured delay lets an idle runner gather."""
+    async with bench(delay_seconds=0.02) as made:
+        tasks = [made.run(1), made.run(2)]
+        await asyncio.sleep(0)
+        assert made.session.runs == []
+        made.clock.now += 0.03
+        tasks.append(made.run(3))
+        assert await asyncio.gather(*tasks) == [[1], [2], [3]]
+        assert len(made.session.runs) == 1
