@@ -205,7 +205,6 @@ NATIVE_RERANKS = (
     Row("top_n above max_top_k", {**PAIRS, "top_n": 51}, "top_n", "invalid_value"),
     Row("an unknown model", {**PAIRS, "model": "nope"}, "model", "model_not_found", 404),
     Row("a model of the other task", {**PAIRS, "model": "minilm"}, "model", "model_not_found", 404),
-    Row("raw scores", {**PAIRS, "raw_scores": True}, "raw_scores", "not_implemented", 501),
     Row("strings as documents", {**RERANK, "documents": ["an apple"]}, None, "invalid_value", over_grpc=False),
 )
 
