@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cohere
+import httpx
 import pytest
 from cohere.core.api_error import ApiError
 
 if TYPE_CHECKING:
-    import httpx
+    from collections.abc import Iterator
 
     from tests.e2e.conftest import Mesh, Ranking
 
@@ -20,15 +21,17 @@ def indices(results: Any) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def first(mesh: Mesh) -> cohere.Client:
+def first(mesh: Mesh) -> Iterator[cohere.Client]:
     """Cohere's SDK, version 1 of the API."""
-    return cohere.Client(api_key="", base_url=mesh.url)
+    with httpx.Client() as connection:
+        yield cohere.Client(api_key="", base_url=mesh.url, httpx_client=connection)
 
 
 @pytest.fixture(scope="module")
-def second(mesh: Mesh) -> cohere.ClientV2:
+def second(mesh: Mesh) -> Iterator[cohere.ClientV2]:
     """Cohere's SDK, version 2 of the API."""
-    return cohere.ClientV2(api_key="", base_url=mesh.url)
+    with httpx.Client() as connection:
+        yield cohere.ClientV2(api_key="", base_url=mesh.url, httpx_client=connection)
 
 
 def test_version_1_reranks(first: cohere.Client, ranking: Ranking) -> None:

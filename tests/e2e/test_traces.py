@@ -132,17 +132,22 @@ async def test_one_batch_is_linked_to_all_its_requests(traced: Mesh, receiver: R
     assert max(len(batch.links) for batch in batches) > 1
 
 
-async def test_native_grpc_is_traced_and_starts_a_trace_of_its_own(traced: Mesh, receiver: Receiver) -> None:
+def of_request(spans: Spans, request: str) -> Spans:
+    """Return the spans of the trace in which the edge served a request."""
+    edges = spans.where(lambda span: span.attributes.get("guid:x-request-id") == request)
+    return spans.of_trace(edges[0].trace_id) if edges else spans[:0]
+
+
+async def test_a_request_without_a_trace_begins_one(traced: Mesh, receiver: Receiver) -> None:
     """Without a traceparent the edge begins the trace; a refused request is told as such and is no error of the server."""
     async with httpx.AsyncClient(base_url=traced.url, timeout=30) as client:
         answer = await client.post("/quadrate/v1/embed", json={"model": "nope", "inputs": [{"text": "hello"}]})
     request = answer.headers["x-request-id"]
-    arrived = await receiver.wait_for(
-        lambda spans: spans.where(lambda span: span.attributes.get("guid:x-request-id") == request), timeout_seconds=ARRIVAL_SECONDS
-    )
-    edge = next(span for span in arrived if span.attributes.get("guid:x-request-id") == request)
-    assert edge.parent_id == ""
-    gateway = one(arrived.of_trace(edge.trace_id), "quadrate.v1.EmbedService/Embed", "gateway")
+    rpc = "quadrate.v1.EmbedService/Embed"
+    arrived = await receiver.wait_for(lambda spans: of_request(spans, request).named(rpc), timeout_seconds=ARRIVAL_SECONDS)
+    spans = of_request(arrived, request)
+    assert one(spans, "edge", "edge").parent_id == ""
+    gateway = one(spans, rpc, "gateway")
     assert gateway.attributes["rpc.status_code"] == "NOT_FOUND"
     assert gateway.status == 0
 
@@ -154,7 +159,5 @@ async def test_probes_are_not_traced(traced: Mesh, receiver: Receiver) -> None:
             assert (await client.get(path)).status_code == 200
         last = await client.get("/v1/models")
     request = last.headers["x-request-id"]
-    arrived = await receiver.wait_for(
-        lambda spans: spans.where(lambda span: span.attributes.get("guid:x-request-id") == request), timeout_seconds=ARRIVAL_SECONDS
-    )
+    arrived = await receiver.wait_for(lambda spans: of_request(spans, request), timeout_seconds=ARRIVAL_SECONDS)
     assert not [span for span in arrived if "/health" in str(span.attributes) or "/metrics" in str(span.attributes)]
