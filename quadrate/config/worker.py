@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -27,7 +28,7 @@ class WorkerSettings(BaseSettings):
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ()
     """The models to serve: aliases of the catalogue, separated by commas."""
-    model_mapping: dict[str, str] = pydantic.Field(default_factory=dict)
+    model_mapping: Annotated[dict[str, str], NoDecode] = pydantic.Field(default_factory=dict)
     """More names, as a JSON object of name to alias: requests may use either."""
     models_path: Path = pydantic.Field(default=Path("configs/models.yaml"), validation_alias="QUADRATE_MODELS_PATH")
     """The catalogue of models. Read by both kinds of worker."""
@@ -69,6 +70,14 @@ class WorkerSettings(BaseSettings):
     def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    @pydantic.field_validator("model_mapping", mode="before")
+    @classmethod
+    def _read(cls, value: str | dict[str, str]) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as exc:
+            raise ValueError('it must be a JSON object of names, such as {"our-model": "minilm"}') from exc
 
     @pydantic.model_validator(mode="after")
     def _is_served(self) -> WorkerSettings:

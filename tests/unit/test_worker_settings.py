@@ -1,0 +1,52 @@
+"""The workers' settings come from the environment, and a wrong one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
+from quadrate.errors import ConfigError
+
+
+def test_defaults_are_those_of_the_quick_start() -> None:
+    """Defaults are those of the quick start."""
+    embed, rerank = load_worker_settings(EmbedSettings), load_worker_settings(RerankSettings)
+    assert (embed.model_name, embed.port, embed.http_port) == (("minilm",), 7997, 7998)
+    assert (rerank.model_name, rerank.port, rerank.http_port) == (("minilm-rerank",), 9002, 9003)
+    assert (rerank.max_documents, rerank.max_document_length, rerank.batch_delay_ms) == (50, 4096, 0.0)
+    assert embed.host == "127.0.0.1"
+
+
+def test_each_kind_reads_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind reads its own names, and both the catalogue's."""
+    monkeypatch.setenv("EMBED_MODEL_NAME", "a, b,a")
+    monkeypatch.setenv("EMBED_MAX_BATCH_SIZE", "8")
+    monkeypatch.setenv("RERANK_MODEL_MAPPING", '{"rerank-base": "minilm-rerank"}')
+    monkeypatch.setenv("QUADRATE_MODELS_PATH", "/etc/models.yaml")
+    embed, rerank = load_worker_settings(EmbedSettings), load_worker_settings(RerankSettings)
+    assert embed.model_name == ("a", "b")
+    assert (embed.max_batch_size, rerank.max_batch_size) == (8, 64)
+    assert rerank.model_mapping == {"rerank-base": "minilm-rerank"}
+    assert embed.models_path == rerank.models_path == Path("/etc/models.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("EMBED_PORT", "70000", "EMBED_PORT"),
+        ("EMBED_DEVICE", "tpu", "EMBED_DEVICE"),
+        ("EMBED_QUEUE_TIMEOUT_MS", "-1", "EMBED_QUEUE_TIMEOUT_MS"),
+        ("EMBED_MODEL_MAPPING", "[", "EMBED_MODEL_MAPPING: it must be a JSON object"),
+        ("EMBED_PRECISION", "small", "precision exact alone"),
+        ("EMBED_MIXED_PRECISION", "true", "precision exact alone"),
+        ("EMBED_QUANTIZATION", "int8", "precision exact alone"),
+        ("EMBED_SESSION", "fast", "EMBED_SESSION"),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    """A wrong value is refused by the variable's name; nothing that is asked for and not served is passed over."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        load_worker_settings(EmbedSettings)
