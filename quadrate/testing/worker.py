@@ -70,6 +70,7 @@ class FakeWorker:
         before: Awaited before each answer, with the request and the call; it may wait, or raise an error of ours.
         port: The gRPC port; 0 takes a free one.
         starts_serving: Whether its models serve from the start.
+        with_relay: Whether it serves RelayService, as every worker of this version does.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class FakeWorker:
         before: Before | None = None,
         port: int = 0,
         starts_serving: bool = True,
+        with_relay: bool = True,
     ) -> None:
         self.tokenizer = tokenizer or letter_tokenizer()
         self.cards = {card.name: card for card in cards or (fake_card("fake"), fake_card("fake-rerank", model_pb2.TASK_RERANK))}
@@ -91,10 +93,11 @@ class FakeWorker:
         """The calls of `received`."""
         self.health = Health()
         self.serve(serving=starts_serving)
+        embed = _Embed(self)
         self.server = Server(
             telemetry=Telemetry.silent("embed"),
             health=self.health,
-            services=[(embed := _Embed(self)), RelayService(embed.embed), _Rerank(self), _Models(self)],
+            services=[embed, _Rerank(self), _Models(self), *([RelayService(embed.embed)] if with_relay else [])],
             host="127.0.0.1",
             port=port,
             http_port=0,
