@@ -68,9 +68,10 @@ class TextTokenizer:
         return cls(tokenizer, source, max_tokens=max_tokens)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's content ids, in order: no special tokens, nothing cut. Cost: about 0.2 µs a character."""
-        if len(texts) == 1:
-            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        """Return each text's content ids, in order: no special tokens, nothing cut. Cost: about 0.2 µs a character.
+
+        The library's fast way notes no character offsets: a text of megabytes takes a third of the time and of the memory.
+        """
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     async def encode_async(self, texts: Sequence[str]) -> list[list[int]]:
