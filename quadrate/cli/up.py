@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from quadrate.cli import assemble, banner, logfile, preflight, progress
 from quadrate.cli.plan import Folder
 from quadrate.errors import ConfigError
+from quadrate.runtime import folder as model_folder
 from quadrate.runtime import store
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def prepare(options: Options) -> Folder:
     mesh = assemble.read(options)
     preflight.check_packages(workers=bool(mesh.cards))
     preflight.check_ports(options.host, mesh.ports())
-    folder.create()
     planned = assemble.plan(mesh, folder)
     _fetch_models(mesh)
+    folder.create()
     assemble.write(mesh, folder)
     folder.banner.write_text(banner.text(mesh, planned, folder))
     folder.write_plan(planned)
@@ -77,7 +78,11 @@ def _supervisor(folder: Folder) -> list[str]:
 
 
 def _fetch_models(mesh: Mesh) -> None:
-    """Get what is not here yet, so that a model that cannot be had is told before anything runs."""
+    """Get what is not here yet, so that a model that cannot be had or served is told before anything runs."""
     with progress.shown() as show:
-        for alias, card in mesh.cards.items():
-            store.ensure(alias, card, progress=show)
+        stored = {alias: store.ensure(alias, card, progress=show) for alias, card in mesh.cards.items()}
+    for alias, card in mesh.cards.items():
+        try:
+            model_folder.read(stored[alias].path, card)
+        except ConfigError as exc:
+            raise ConfigError(f"{alias}: {exc}") from exc

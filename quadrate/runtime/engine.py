@@ -97,8 +97,6 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
     """
     facts = folder.read(stored.path, card)
     tokenizer = _tokenizer(facts)
-    if card.scoring == "cross_encoder":
-        raise ConfigError(f"{alias}: scoring cross_encoder is not served by this version; minilm-rerank is.")
     head: Head = "states" if card.scoring == "late_interaction" else "vectors"
     provider = provider_for(settings.device)
     weights = Weights(stored.path)

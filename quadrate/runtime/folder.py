@@ -66,6 +66,8 @@ def read(path: Path, card: ModelCard) -> Facts:
     Raises:
         ConfigError: A file is missing or damaged, or says something that this version cannot serve right.
     """
+    if card.scoring == "cross_encoder":
+        raise ConfigError(f"{path}: scoring cross_encoder is not served by this version; minilm-rerank is.")
     config = _json(path, "config.json")
     encoder = _encoder(path, config)
     pooling, normalize = _pooling(path, card)

@@ -300,6 +300,26 @@ def test_what_cannot_be_started_is_said_before_anything_starts(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "scoring cross_encoder is not served by this version"),
+        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "model_type is 'gpt2'; this version serves encoders of the type 'bert'"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_said_before_anything_starts(
+    mesh: Mesh, free_ports: dict[str, int], tmp_path: Path, config: dict[str, object], said: str
+) -> None:
+    """The alias and the reason are named."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    done = mesh.command("up", *flags(free_ports), "--model", f"mine={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("quadrate: mine: ")
+    assert said in done.stderr
+
+
 def test_without_envoy_nothing_starts(mesh: Mesh, free_ports: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing binary is told with the ways to get one."""
     monkeypatch.setenv("EDGE_ENVOY_PATH", "/nowhere/envoy")

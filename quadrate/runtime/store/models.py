@@ -19,7 +19,7 @@ from quadrate.runtime.store.files import sha256
 from quadrate.runtime.store.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from quadrate.config.models import ModelCard, Source
@@ -76,7 +76,7 @@ def ensure(alias: str, card: ModelCard, *, progress: Progress = silent) -> Store
         target = _place(card.source)
         with contextlib.suppress(LookupError):
             return _stored(target, card)
-        with _locked(target):
+        with _locked(target, lambda: progress(f"{alias} (another process is getting it; waiting)", 0, None)):
             return _stored_or_fetched(target, card, progress)
     except OSError as exc:
         where = exc.filename or root()
@@ -141,12 +141,16 @@ def _place(source: Source) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of one model in the store. It is freed by the kernel when the process dies."""
+def _locked(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of one model in the store. It is freed by the kernel when the process dies. Calls `on_wait` if another has it."""
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     lock = target.parent.parent / f".{target.parent.name}-{target.name}.lock"
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

