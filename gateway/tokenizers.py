@@ -21,7 +21,7 @@ class Tokenizers:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], TextTokenizer] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._fetching: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def of(self, card: model_pb2.Model, peer: Peer) -> TextTokenizer:
         """Return the tokenizer of a card, fetched from the peer if it is new.
@@ -31,7 +31,7 @@ class Tokenizers:
             grpc.aio.AioRpcError: The peer was lost meanwhile.
         """
         key = (card.tokenizer_sha256, card.max_tokens)
-        async with self._one_at_a_time:
+        async with self._fetching.setdefault(key, asyncio.Lock()):
             if key not in self._known:
                 source = self._text(card.tokenizer_sha256) or await peer.tokenizer(card.name)
                 self._known[key] = await asyncio.to_thread(_build, source, card)
