@@ -17,6 +17,8 @@ import httpx
 import numpy as np
 import pytest
 
+from quadrate.config.shipped import shipped
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Protocol
@@ -202,3 +204,21 @@ def rest(mesh: Mesh) -> Iterator[httpx.Client]:
     """A plain HTTP client of the mesh."""
     with httpx.Client(base_url=mesh.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def guarded_key() -> str:
+    """A key of the guarded mesh, whose owner is called alice."""
+    return "sk-a-key-that-no-log-may-show"
+
+
+@pytest.fixture(scope="session")
+def guarded(start_mesh: StartMesh, guarded_key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh that asks for keys, and lets the pages of one origin call."""
+    folder = tmp_path_factory.mktemp("configs")
+    for path in shipped("configs").glob("*.yaml"):
+        (folder / path.name).write_text(path.read_text())
+    keys = f"api_keys: [{{key: {guarded_key}, name: alice}}, another-key]"
+    (folder / "auth.yaml").write_text(f"{keys}\nallow_anonymous_without_api_keys: false\n")
+    with start_mesh("--config", str(folder), environment={"EDGE_CORS_ORIGINS": "https://app.example.com"}) as found:
+        yield found

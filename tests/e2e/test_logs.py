@@ -11,36 +11,21 @@ import grpc
 import httpx
 import pytest
 
-from quadrate.config.shipped import shipped
 from quadrate.v1.embed_pb2 import EmbedRequest
 from quadrate.v1.embed_pb2_grpc import EmbedServiceStub
 from quadrate.v1.options_pb2 import Input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from tests.e2e.conftest import Mesh, StartMesh
+    from tests.e2e.conftest import Mesh
 
-KEY = "sk-a-key-that-no-log-may-show"
 WRONG = "sk-a-wrong-key-that-no-log-may-show"
+UNNAMED = "another-key"
+"""The other key of the guarded mesh."""
 TEXT = "the quick xylophone that no log may show"
-AUTH = f"""
-api_keys: [{{key: {KEY}, name: alice}}, another-key]
-allow_anonymous_without_api_keys: false
-"""
 FLUSH_SECONDS = 10
 """Envoy writes its access log every second."""
-
-
-@pytest.fixture(scope="module")
-def guarded(start_mesh: StartMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """A mesh that asks for keys."""
-    folder = tmp_path_factory.mktemp("configs")
-    for path in shipped("configs").glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text())
-    (folder / "auth.yaml").write_text(AUTH)
-    with start_mesh("--config", str(folder)) as found:
-        yield found
 
 
 def lines(mesh: Mesh) -> list[dict[str, Any]]:
@@ -56,9 +41,9 @@ def wait_for(mesh: Mesh, condition: Callable[[list[dict[str, Any]]], bool]) -> l
     return found
 
 
-def call_everything(mesh: Mesh) -> list[str]:
+def call_everything(mesh: Mesh, key: str) -> list[str]:
     """Send the text and the keys by every wire, rightly and wrongly, and return the ids of the REST requests."""
-    good, bad = {"authorization": f"Bearer {KEY}"}, {"x-api-key": WRONG}
+    good, bad = {"authorization": f"Bearer {key}"}, {"x-api-key": WRONG}
     native = {"model": "minilm", "inputs": [{"text": TEXT}]}
     pairs = {"model": "minilm-rerank", "query": TEXT, "documents": [TEXT]}
     calls: list[tuple[str, Any, dict[str, str], int]] = [
@@ -67,10 +52,10 @@ def call_everything(mesh: Mesh) -> list[str]:
         ("/v1/embeddings", {"model": "minilm", "input": f"{TEXT} " * 200}, good, 400),
         ("/v1/embeddings", {"model": TEXT, "input": TEXT}, good, 404),
         ("/v1/embeddings", {"model": "minilm", "input": TEXT, "encoding_format": TEXT}, good, 400),
-        (f"/v1/embeddings?key={KEY}&q={TEXT}", {"model": "minilm", "input": TEXT}, bad, 401),
+        (f"/v1/embeddings?key={key}&q={TEXT}", {"model": "minilm", "input": TEXT}, bad, 401),
         ("/v2/rerank", pairs, good, 200),
         ("/v2/rerank", {**pairs, "documents": [{"title": TEXT}]}, good, 400),
-        ("/quadrate/v1/embed", native, {"x-api-key": KEY}, 200),
+        ("/quadrate/v1/embed", native, {"x-api-key": key}, 200),
         ("/quadrate/v1/embed", {**native, "prompt_name": TEXT}, good, 400),
         ("/quadrate/v1/embed", {**native, "truncation": TEXT}, good, 400),
         ("/quadrate/v1/embed", {"model": "minilm", "inputs": TEXT}, good, 400),
@@ -85,26 +70,26 @@ def call_everything(mesh: Mesh) -> list[str]:
             ids.append(answer.headers["x-request-id"])
     with grpc.insecure_channel(mesh.edge) as channel:
         request = EmbedRequest(model="minilm", inputs=[Input(text=TEXT)])
-        EmbedServiceStub(channel).Embed(request, timeout=30, metadata=(("authorization", f"Bearer {KEY}"),))
+        EmbedServiceStub(channel).Embed(request, timeout=30, metadata=(("authorization", f"Bearer {key}"),))
         with pytest.raises(grpc.RpcError) as failure:
             EmbedServiceStub(channel).Embed(request, timeout=30, metadata=(("x-api-key", WRONG),))
         assert failure.value.code() is grpc.StatusCode.UNAUTHENTICATED
     return ids
 
 
-def test_no_key_and_no_text_is_in_any_log(guarded: Mesh) -> None:
+def test_no_key_and_no_text_is_in_any_log(guarded: Mesh, guarded_key: str) -> None:
     """Whatever is sent, rightly or wrongly, none of it is found in the logs once every request stands there."""
-    ids = set(call_everything(guarded))
+    ids = set(call_everything(guarded, guarded_key))
     wait_for(guarded, lambda found: ids <= {line.get("request_id") for line in found if line["component"] == "edge"})
     text = guarded.logs()
-    for secret in (KEY, WRONG, TEXT, TEXT.split()[2]):
+    for secret in (guarded_key, WRONG, TEXT, TEXT.split()[2]):
         assert secret not in text
     assert '"principal":"alice"' in text
 
 
-def test_a_request_has_one_canonical_line_at_each_process(guarded: Mesh) -> None:
+def test_a_request_has_one_canonical_line_at_each_process(guarded: Mesh, guarded_key: str) -> None:
     """Edge, gateway and worker each write one line, under the id that the caller got."""
-    headers = {"authorization": f"Bearer {KEY}"}
+    headers = {"authorization": f"Bearer {guarded_key}"}
     answer = httpx.post(f"{guarded.url}/v1/embeddings", json={"model": "minilm", "input": "hello"}, headers=headers, timeout=30)
     request = answer.headers["x-request-id"]
 
@@ -122,11 +107,11 @@ def test_a_request_has_one_canonical_line_at_each_process(guarded: Mesh) -> None
 
 def test_an_unnamed_key_is_called_by_its_hash(guarded: Mesh) -> None:
     """A plain key is `key-` and 8 hex digits in metrics, so that nobody can read it there."""
-    headers = {"x-api-key": "another-key"}
+    headers = {"x-api-key": UNNAMED}
     assert httpx.get(f"{guarded.url}/v1/models", headers=headers, timeout=30).status_code == 200
     body = {"model": "minilm", "input": "hello"}
     assert httpx.post(f"{guarded.url}/v1/embeddings", json=body, headers=headers, timeout=30).status_code == 200
     metrics = httpx.get(f"{guarded.url}/metrics", timeout=30).text
-    name = f"key-{hashlib.sha256(b'another-key').hexdigest()[:8]}"
+    name = f"key-{hashlib.sha256(UNNAMED.encode()).hexdigest()[:8]}"
     assert f'"{name}"' in metrics
-    assert "another-key" not in metrics + guarded.logs()
+    assert UNNAMED not in metrics + guarded.logs()

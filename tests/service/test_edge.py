@@ -1,0 +1,266 @@
+"""Envoy with our configuration, before a stand-in gateway: the status shim, its own errors, what it strips, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import httpx
+import pytest
+import pytest_asyncio
+from google.api.httpbody_pb2 import HttpBody
+
+from quadrate import edge
+from quadrate.cohere.v1 import cohere_pb2
+from quadrate.config.edge import EdgeSettings
+from quadrate.errors import ERRORS, QuadrateError
+from quadrate.health import Health
+from quadrate.openai.v1 import openai_pb2, openai_pb2_grpc
+from quadrate.server import Server
+from quadrate.telemetry import Telemetry
+from quadrate.testing.ports import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from quadrate.server import Call
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+START_SECONDS = 20
+
+
+class StandIn:
+    """A gateway that fails as it is told, and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.failure: QuadrateError | None = None
+        self.hangs = False
+        self.calls: list[Call] = []
+
+    async def answer(self, call: Call) -> HttpBody:
+        """Answer, fail or hang."""
+        self.calls.append(call)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+        return HttpBody(content_type="application/json", data=b'{"well": true}')
+
+
+class OpenAi:
+    """quadrate.openai.v1.OpenAiService."""
+
+    descriptor = openai_pb2.DESCRIPTOR.services_by_name["OpenAiService"]
+
+    def __init__(self, gateway: StandIn) -> None:
+        self._gateway = gateway
+
+    async def create_embedding(self, _: HttpBody, call: Call) -> HttpBody:
+        """POST /v1/embeddings."""
+        return await self._gateway.answer(call)
+
+    async def list_models(self, _: Any, call: Call) -> HttpBody:
+        """GET /v1/models."""
+        return await self._gateway.answer(call)
+
+    async def retrieve_model(self, request: openai_pb2.RetrieveModelRequest, call: Call) -> HttpBody:
+        """GET /v1/models/{model}."""
+        call.log["model"] = request.model
+        return await self._gateway.answer(call)
+
+
+class Cohere:
+    """quadrate.cohere.v1.CohereService."""
+
+    descriptor = cohere_pb2.DESCRIPTOR.services_by_name["CohereService"]
+
+    def __init__(self, gateway: StandIn) -> None:
+        self._gateway = gateway
+
+    async def rerank_v1(self, _: HttpBody, call: Call) -> HttpBody:
+        """POST /v1/rerank."""
+        return await self._gateway.answer(call)
+
+    async def rerank_v2(self, _: HttpBody, call: Call) -> HttpBody:
+        """POST /v2/rerank."""
+        return await self._gateway.answer(call)
+
+
+@contextlib.asynccontextmanager
+async def envoy(settings: EdgeSettings, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """Run Envoy and give a client of it, once it listens."""
+    config = folder / "envoy.yaml"
+    edge.render(config, settings)
+    with (folder / "envoy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*edge.command(config, settings), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", timeout=30) as client:
+            await asyncio.wait_for(listening(settings.port), START_SECONDS)
+            yield client
+    finally:
+        process.terminate()
+        assert await process.wait() == 0
+
+
+async def listening(port: int) -> None:
+    """Wait until somebody listens on a port."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            await writer.wait_closed()
+            return
+        await asyncio.sleep(0.02)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server() -> AsyncIterator[tuple[Server, StandIn]]:
+    """The stand-in on free ports."""
+    gateway = StandIn()
+    health = Health()
+    health.set("", serving=True)
+    found = Server(
+        telemetry=Telemetry.silent("router"),
+        health=health,
+        services=[OpenAi(gateway), Cohere(gateway)],
+        host="127.0.0.1",
+        port=0,
+        http_port=0,
+        readiness=lambda: (True, {}),
+        drain_seconds=0.0,
+    )
+    await found.start()
+    yield found, gateway
+    await found.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def client(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an Envoy before the stand-in."""
+    port, admin = free_ports(2)
+    settings = EdgeSettings(
+        port=port,
+        admin=f"127.0.0.1:{admin}",
+        gateways=(f"127.0.0.1:{server[0].port}",),
+        gateways_http=(f"127.0.0.1:{server[0].http_port}",),
+        request_timeout_seconds=2,
+        threads=1,
+    )
+    async with envoy(settings, tmp_path_factory.mktemp("edge")) as found:
+        yield found
+
+
+@pytest.fixture
+def gateway(server: tuple[Server, StandIn]) -> StandIn:
+    """The stand-in, as new."""
+    found = server[1]
+    found.failure, found.hangs = None, False
+    found.calls.clear()
+    return found
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+async def test_every_error_of_ours_reaches_rest_whole(error: type[QuadrateError], client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """Status, body, `retry-after` and request id of each error, in OpenAI's shape and in Cohere's. It pins the status shim."""
+    gateway.failure = error("This is why: ünï.", param="input[2]", retry_after_seconds=1.5)
+    told = {"message": "This is why: ünï.", "type": error.type, "param": "input[2]", "code": gateway.failure.code}
+    for path, body in (("/v1/embeddings", {"error": told}), ("/v2/rerank", {"error": told, "message": told["message"]})):
+        answer = await client.post(path, content=b"{}")
+        assert answer.status_code == error.http_status
+        assert answer.json() == body
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["retry-after"] == "2"
+        assert answer.headers["x-request-id"] == gateway.calls[-1].request_id
+
+
+async def test_what_is_null_is_printed(client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """`param` and `code` are always there, as OpenAI's clients expect."""
+    gateway.failure = QuadrateError("Nobody is to blame.")
+    error = (await client.post("/v1/embeddings", content=b"{}")).json()["error"]
+    assert error == {"message": "Nobody is to blame.", "type": "server_error", "param": None, "code": None}
+
+
+async def test_unavailable_is_tried_again_and_nothing_else(client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """A gateway that says UNAVAILABLE is asked three times more; a refusal is a refusal."""
+    for error in ERRORS:
+        gateway.failure, _ = error("No."), gateway.calls.clear()
+        await client.post("/v1/embeddings", content=b"{}")
+        assert len(gateway.calls) == (4 if error.status is grpc.StatusCode.UNAVAILABLE else 1), error
+
+
+async def test_callers_cannot_pretend_to_be_the_edge(client: httpx.AsyncClient, gateway: StandIn, server: tuple[Server, StandIn]) -> None:
+    """Headers that the gateway believes are stripped from callers; names with underscores are dropped."""
+    spoofed = {
+        "x-envoy-original-path": "/spoof",
+        "x-real-ip": "1.2.3.4",
+        "x-request-id": "mine",
+        "x-envoy-retry-on": "5xx",
+        "x_principal": "root",
+    }
+    async with grpc.aio.insecure_channel(f"{client.base_url.host}:{client.base_url.port}") as channel:
+        stub = openai_pb2_grpc.OpenAiServiceStub(channel)
+        await stub.CreateEmbedding(HttpBody(), timeout=10, metadata=tuple(spoofed.items()))
+    await client.post("/v1/embeddings", content=b"{}", headers=spoofed)
+    native, rest = gateway.calls
+    assert (native.surface, rest.surface) == ("grpc", "rest")
+    assert rest.metadata["x-envoy-original-path"] == "/v1/embeddings"
+    for call in (native, rest):
+        assert call.request_id != "mine"
+        assert not {"x-real-ip", "x-envoy-retry-on", "x_principal"} & set(call.metadata)
+
+
+async def test_names_with_slashes_reach_the_gateway(client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """However they are written, and a query parameter does not take their place."""
+    for path in ("a/b", "a%2Fb", "a/b?model=c"):
+        assert (await client.get(f"/v1/models/{path}")).status_code == 200
+        assert gateway.calls[-1].log["model"] == "a/b"
+
+
+async def test_no_trace_of_grpc_or_envoy_is_left_in_an_answer(client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """REST callers see JSON and a request id, not the wires behind."""
+    answer = await client.get("/v1/models")
+    assert answer.json() == {"well": True}
+    assert set(answer.headers) == {"content-type", "x-request-id", "content-length", "date", "server"}
+    assert answer.headers["server"] == "quadrate"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"grpc-timeout": "300m"}, {"grpc-timeout": "1H"}], ids=["the edge's limit", "the caller's", "capped"]
+)
+async def test_who_hangs_is_given_up(path: str, headers: dict[str, str], client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """The caller's deadline, or the edge's own where that is earlier, ends in a 504 of our shape; a caller's travels on, capped."""
+    gateway.hangs = True
+    answer = await client.post(path, content=b"{}", headers=headers)
+    assert answer.status_code == 504
+    body = answer.json()
+    assert (body["error"]["type"], body["error"]["code"]) == ("timeout_error", "deadline_exceeded")
+    assert ("message" in body) == (path == "/v2/rerank")
+    assert (gateway.calls[0].deadline is not None) == bool(headers)
+
+
+async def test_without_a_gateway_all_is_told_in_its_own_shape(tmp_path: Path) -> None:
+    """REST, rerank, readiness and gRPC each get their own kind of 503."""
+    port, admin, nobody, nobody_http = free_ports(4)
+    settings = EdgeSettings(
+        port=port, admin=f"127.0.0.1:{admin}", gateways=(f"127.0.0.1:{nobody}",), gateways_http=(f"127.0.0.1:{nobody_http}",), threads=1
+    )
+    async with envoy(settings, tmp_path) as client:
+        plain = await client.post("/v1/embeddings", content=b"{}")
+        assert plain.status_code == 503
+        assert plain.headers["retry-after"] == "1"
+        error = plain.json()["error"]
+        assert (error["type"], error["param"], error["code"]) == ("server_error", None, "unavailable")
+        assert (await client.post("/v1/rerank", content=b"{}")).json() == {"error": error, "message": error["message"]}
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"], ready.json()["upstreams"][0]["name"]) == (503, "unavailable", "gateway")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await openai_pb2_grpc.OpenAiServiceStub(channel).CreateEmbedding(HttpBody(), timeout=10)
+        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "error" not in (failure.value.details() or "")[:7]
