@@ -1,0 +1,124 @@
+"""The rerank worker over a real channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
+from tests.service.workers.conftest import running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCUMENTS = ("the mat", "hello world", "the cat sat", "dog")
+IDS = options_pb2.TokenIds
+
+
+def request(
+    query: str = "the cat sat", documents: tuple[str, ...] = DOCUMENTS, model: str = "late", **changes: Any
+) -> rerank_pb2.RerankRequest:
+    """Return a request to order documents."""
+    return rerank_pb2.RerankRequest(model=model, query=query, documents=[options_pb2.Input(text=text) for text in documents], **changes)
+
+
+@pytest.mark.parametrize("model", ["late", "cosine"])
+async def test_documents_come_back_by_relevance(catalogue: Path, model: str) -> None:
+    """The document that is the query comes first with the highest score; scores fall, lie between 0 and 1, and all is accounted for."""
+    async with running("rerank", catalogue, "late", "cosine") as made:
+        answer = await made.rerank.Rerank(request(model=model, return_documents=True))
+    scores = [result.relevance_score for result in answer.results]
+    assert answer.results[0].index == 2
+    assert answer.results[0].document.text == "the cat sat"
+    assert scores[0] == pytest.approx(1.0, abs=1e-5)
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert sorted(result.index for result in answer.results) == [0, 1, 2, 3]
+    assert answer.usage.tokens == 5 + sum(result.usage.tokens for result in answer.results)
+    assert answer.provenance.pooling == {"late": "late_interaction"}.get(model, model)
+    assert answer.timings.total_seconds >= answer.timings.inference_seconds > 0
+
+
+async def test_top_n_raw_scores_and_equal_documents(catalogue: Path) -> None:
+    """`top_n` keeps the best, more than there are means all; raw scores go to 1; equal documents stand by index."""
+    async with running("rerank", catalogue, "late") as made:
+        best = await made.rerank.Rerank(request(top_n=1))
+        every = await made.rerank.Rerank(request(top_n=99))
+        raw = await made.rerank.Rerank(request(raw_scores=True))
+        equal = await made.rerank.Rerank(request(documents=("dog", "mat", "dog", "mat", "dog")))
+    assert [result.index for result in best.results] == [2]
+    assert not best.results[0].HasField("document")
+    assert len(every.results) == 4
+    for one, two in zip(raw.results, every.results, strict=True):
+        assert (1 + one.relevance_score) / 2 == pytest.approx(two.relevance_score, abs=1e-6)
+    places = [result.index for result in equal.results]
+    assert places in ([0, 2, 4, 1, 3], [1, 3, 0, 2, 4])
+
+
+async def test_token_ids_are_read_as_their_text(catalogue: Path) -> None:
+    """Query and documents as token ids give the scores of their texts."""
+    async with running("rerank", catalogue, "late") as made:
+        inputs = [options_pb2.Input(text=text) for text in ("the cat sat", *DOCUMENTS)]
+        tokens = await made.models.Tokenize(model_pb2.TokenizeRequest(model="late", inputs=inputs))
+        ids = [options_pb2.TokenIds(ids=list(entry.ids)[1:-1]) for entry in tokens.tokenizations]
+        by_ids = await made.rerank.Rerank(
+            rerank_pb2.RerankRequest(model="late", query_token_ids=ids[0], documents=[options_pb2.Input(token_ids=one) for one in ids[1:]])
+        )
+        by_text = await made.rerank.Rerank(request())
+    assert [result.index for result in by_ids.results] == [result.index for result in by_text.results]
+    assert by_ids.usage.tokens == by_text.usage.tokens
+
+
+async def test_long_documents_are_refused_or_cut_and_named(catalogue: Path) -> None:
+    """A long document is refused unless cutting was asked for; then the answer names it. The query is never cut."""
+    long = ("dog", " ".join(["cat"] * 100))
+    async with running("rerank", catalogue, "late") as made:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"documents\[1\]\.text has 102 tokens"):
+            await made.rerank.Rerank(request(documents=long))
+        cut = await made.rerank.Rerank(request(documents=long, truncation=options_pb2.RIGHT))
+        short = await made.rerank.Rerank(request(documents=long, max_tokens_per_doc=10))
+        with pytest.raises(grpc.aio.AioRpcError, match="query has 102 tokens"):
+            await made.rerank.Rerank(request(query=long[1], truncation=options_pb2.RIGHT))
+    assert list(cut.warnings) == ["documents[1] was cut by 54 tokens to 48."]
+    assert cut.usage.tokens_cut == 54
+    assert list(short.warnings) == ["documents[1] was cut by 90 tokens to 12."]
+
+
+REFUSALS = [
+    (request(documents=()), "INVALID_ARGUMENT", "EMPTY_INPUT", "documents"),
+    (request(documents=("a",) * 51), "INVALID_ARGUMENT", "TOO_MANY_INPUTS", "documents"),
+    (request(documents=("a", "")), "INVALID_ARGUMENT", "EMPTY_INPUT", "documents[1].text"),
+    (request(documents=("a" * 4097,)), "INVALID_ARGUMENT", "INVALID_VALUE", "documents[0].text"),
+    (request(query=""), "INVALID_ARGUMENT", "EMPTY_INPUT", "query"),
+    (request(query=" "), "INVALID_ARGUMENT", "EMPTY_INPUT", "query"),
+    (request(query="a\0"), "INVALID_ARGUMENT", "INVALID_VALUE", "query"),
+    (request(query_token_ids=IDS(ids=[5])), "INVALID_ARGUMENT", "INVALID_VALUE", "query_token_ids"),
+    (request(query="", query_token_ids=IDS(ids=[-5])), "INVALID_ARGUMENT", "INVALID_VALUE", "query_token_ids"),
+    (request(top_n=0), "INVALID_ARGUMENT", "INVALID_VALUE", "top_n"),
+    (request(top_n=-1), "INVALID_ARGUMENT", "INVALID_VALUE", "top_n"),
+    (request(max_tokens_per_doc=0), "INVALID_ARGUMENT", "INVALID_VALUE", "max_tokens_per_doc"),
+    (request(instruction="be kind"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", "instruction"),
+    (request(model="tiny"), "NOT_FOUND", "MODEL_NOT_FOUND", "model"),
+    (
+        rerank_pb2.RerankRequest(model="late", query="cat", documents=[options_pb2.Input(token_ids=IDS(ids=[5]))], return_documents=True),
+        "INVALID_ARGUMENT",
+        "INVALID_VALUE",
+        "return_documents",
+    ),
+]
+
+
+async def test_what_cannot_be_served_is_refused_and_the_next_request_works(catalogue: Path) -> None:
+    """Each wrong request gets its status, reason and parameter, and the next good one is answered."""
+    async with running("rerank", catalogue, "late") as made:
+        for wrong, status, expected, param in REFUSALS:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await made.rerank.Rerank(wrong)
+            info = error_details_pb2.ErrorInfo()
+            rpc_status.from_call(caught.value).details[0].Unpack(info)  # type: ignore[arg-type]
+            assert (caught.value.code().name, info.reason, info.metadata.get("param", "")) == (status, expected, param)
+            assert len((await made.rerank.Rerank(request())).results) == 4
