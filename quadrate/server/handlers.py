@@ -44,6 +44,10 @@ class Handlers:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._is_router = telemetry.prefix == "router"
+        self._in_flight = 0
+        self.idle = asyncio.Event()
+        """Set while no call is being served. Health and reflection have handlers of their own and do not count."""
+        self.idle.set()
 
     def of(self, service: Any, descriptor: ServiceDescriptor) -> grpc.GenericRpcHandler[Any, Any]:
         """Return what grpc needs to serve `service`, whose methods are named as the descriptor's RPCs are, in snake case."""
@@ -101,6 +105,8 @@ class Handlers:
         deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
         call = Call(method, metadata, request_id(metadata), deadline, self._telemetry.traces.begin(metadata), desk=self)
         current.set(call.ids)
+        self._in_flight += 1
+        self.idle.clear()
         return call
 
     def end(self, call: Call, received_bytes: int, sent_bytes: int, exc: BaseException | None = None) -> QuadrateError | None:
@@ -111,6 +117,9 @@ class Handlers:
         self._count(call, outcome, seconds, received_bytes, sent_bytes, error)
         call.trace.end(call.method, outcome, _attributes(call))
         log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
+        self._in_flight -= 1
+        if not self._in_flight:
+            self.idle.set()
         return error
 
     def _begin(self, name: str, context: Any) -> Call:

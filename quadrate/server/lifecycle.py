@@ -44,6 +44,9 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+LAST_ANSWERS_SECONDS = 0.2
+"""The time that the transport has for the last answers once every handler is done, and that a call on its way here has to begin."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -134,9 +137,22 @@ class Server:
         self._health.fail_all("stopping")
         await self._health.stop()
         if self._grpc is not None:
-            await self._grpc.stop(self._drain_seconds)
+            await self._drain(self._grpc)
         await self._http.cleanup()
         self._telemetry.traces.shutdown()
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Refuse new calls and let those in flight finish. Watches on health are not waited for: they would go on for ever."""
+        stopped = asyncio.create_task(server.stop(self._drain_seconds))
+        while not stopped.done():
+            idle = asyncio.create_task(self._handlers.idle.wait())
+            await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            await asyncio.wait((stopped,), timeout=LAST_ANSWERS_SECONDS)
+            if self._handlers.idle.is_set():
+                break
+        await server.stop(None)
+        await stopped
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `ask_to_stop`, then drain."""

@@ -320,3 +320,20 @@ async def test_calls_in_flight_finish_while_the_server_drains(server: Server, st
     echo.released.set()
     assert (await call).model == "slow"
     await stopping
+
+
+async def test_an_open_watch_does_not_hold_up_the_end(server: Server, channel: grpc.aio.Channel, stub: Any, echo: Echo) -> None:
+    """Watchers are told that nothing serves and nobody waits for them; a call in flight is waited for all the same."""
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    call = asyncio.ensure_future(stub.Embed(embed_pb2.EmbedRequest(model="slow")))
+    while not echo.calls:
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(server.stop())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert not stopping.done()
+    echo.released.set()
+    assert (await call).model == "slow"
+    async with asyncio.timeout(3):  # drain_seconds is 5
+        await stopping
+    assert (await failure(watch.read())).code() is grpc.StatusCode.UNAVAILABLE
