@@ -54,6 +54,8 @@ class Catalogue:
         self._service = service
         self._health = health
         self._telemetry = telemetry
+        self.is_misconfigured = True
+        """Whether each model that could not be loaded cannot be served as it is configured: trying again would not help."""
         cards = yamlfile.load(settings.models_path, ModelsFile).models
         chosen = _chosen(settings, cards, task)
         self._entries = {alias: Entry(alias, cards[alias]) for alias in chosen}
@@ -98,6 +100,7 @@ class Catalogue:
             loaded = Engine(model, scheduler)
             await loaded.prove()
         except (ConfigError, StoreError, QuadrateError) as error:
+            self.is_misconfigured &= isinstance(error, ConfigError)
             self._set(alias, model_pb2.MODEL_STATE_UNAVAILABLE, str(error))
             log.error("model cannot be served", model=alias, reason=str(error))
             return

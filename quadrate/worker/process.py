@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +31,7 @@ EXIT_CONFIG = 2
 EXIT_FAILED = 70
 """A model failed, or none could be loaded: a new process may do better (sysexits.h, EX_SOFTWARE)."""
 WATCH_SECONDS = 1.0
+LAST_CALLS_SECONDS = 0.2
 
 
 class Worker:
@@ -100,7 +100,7 @@ class Worker:
 
     async def _load(self) -> None:
         if not await self.catalogue.load(self.scheduler):
-            self._leave("no model could be loaded")
+            self._leave("no model could be loaded", EXIT_CONFIG if self.catalogue.is_misconfigured else EXIT_FAILED)
         self.loaded.set()
 
     async def _watch(self) -> None:
@@ -120,11 +120,12 @@ class Worker:
 
     def _failed(self, lane: Lane) -> None:
         self.catalogue.failed(lane)
-        self._leave(f"the model {lane.name} failed")
+        self._leave(f"the model {lane.name} failed", EXIT_FAILED)
 
-    def _leave(self, reason: str) -> None:
-        self.status = EXIT_FAILED
-        self.server.ask_to_stop(reason)
+    def _leave(self, reason: str, status: int) -> None:
+        """Stop the process, a moment from now: calls that are on their way are answered UNAVAILABLE rather than cut off."""
+        self.status = status
+        asyncio.get_running_loop().call_later(LAST_CALLS_SECONDS, self.server.ask_to_stop, reason)
 
 
 def main(kind: type[WorkerSettings], *, task: str, services: Callable[[Catalogue, Any], Sequence[Any]]) -> int:
@@ -144,6 +145,6 @@ async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Cata
     worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
     async with worker:
         await worker.server.run()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+    if not worker.loaded.is_set():
+        os._exit(worker.status)  # a thread still fetches or loads, and nobody waits for it any more
     return worker.status
