@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,27 @@ def bound(log: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
 
 
 def tail(log: Path, lines: int) -> list[str]:
-    """Return the last lines of a log; none if there is no log."""
+    """Return the last lines of a log, whole ones only; none if there is no log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            file.seek(begin)
+            text = file.read()
     except FileNotFoundError:
         return []
+    if begin:
+        text = text.partition(b"\n")[2]
+    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace").splitlines()
+    return whole[len(whole) - min(lines, len(whole)) :]
+
+
+def end(log: Path) -> int:
+    """Return the place after the last whole line, where following begins."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        text = file.read()
+    return size - len(text) + text.rfind(b"\n") + 1
 
 
 def begin(log: Path) -> None:

@@ -105,7 +105,7 @@ def _print(state: MeshState) -> None:
 
 def _follow(files: dict[str, Path], width: int) -> None:
     """Print what is appended, until Ctrl-C. A file that was cut begins anew."""
-    places = {name: path.stat().st_size for name, path in files.items()}
+    places = {name: logfile.end(path) for name, path in files.items()}
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             for name, path in files.items():

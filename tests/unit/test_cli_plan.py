@@ -221,6 +221,19 @@ def test_a_log_is_bounded(tmp_path: Path) -> None:
     logfile.bound(tmp_path / "none.log")
 
 
+def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
+    """Neither a line that is being written nor one that is cut by the window is shown, and following begins after the last whole one."""
+    log = tmp_path / "gateway.log"
+    log.write_bytes(b"one\ntwo\nthr")
+    assert logfile.tail(log, 0) == []
+    assert logfile.tail(log, 1) == ["two"]
+    assert logfile.tail(log, 9) == ["one", "two"]
+    assert logfile.end(log) == len(b"one\ntwo\n")
+    log.write_bytes(b"x" * 300_000 + b"\nlast\n")
+    assert logfile.tail(log, 9) == ["last"]
+    assert logfile.end(log) == log.stat().st_size
+
+
 def test_last_words_are_the_last_fatal_line(tmp_path: Path) -> None:
     """Why a process gave up is found among its other lines; what is no JSON says nothing."""
     log = tmp_path / "gateway.log"
