@@ -63,8 +63,8 @@ class Embedding:
 
     async def _tokenize(self, work: EmbedWork, facts: Facts, prompt: str) -> Tokens:
         started = time.perf_counter()
-        found = await tokenize(work.contents, prompt, facts.tokenizer)
         truncation = truncation_for(facts.card, work.reading.truncation)
+        found = await tokenize(work.contents, prompt, facts.tokenizer, truncation=truncation, name=work.name)
         tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name)
         check_total(tokens.total, self._max_request_tokens, names=work.names)
         tokens.seconds = time.perf_counter() - started

@@ -47,8 +47,9 @@ class Models:
             check_ids(work.contents, pool.facts, work.name)
             prompt = prompt_for(pool.facts.card, work.reading)
         with call.trace.stage("tokenise"):
-            found = await tokenize(work.contents, prompt, pool.tokenizer)
-            tokens = fit(found, pool.tokenizer, truncation=work.reading.truncation or options_pb2.RIGHT, name=work.name)
+            truncation = work.reading.truncation or options_pb2.RIGHT
+            found = await tokenize(work.contents, prompt, pool.tokenizer, truncation=truncation, name=work.name)
+            tokens = fit(found, pool.tokenizer, truncation=truncation, name=work.name)
             check_total(tokens.total, self._max_request_tokens, names=work.names)
         call.log["tokens"] = tokens.total
         answer = model_pb2.TokenizeResponse(model=work.model)

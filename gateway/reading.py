@@ -68,9 +68,13 @@ def truncation_for(card: Model, asked: int) -> int:
     return asked or card.truncation or NONE
 
 
-async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextTokenizer) -> list[list[int]]:
-    """Return the content ids of each input, nothing cut. Texts get the prompt, ids stand as they are."""
-    texts = [prompt + content if prompt else content for content in contents if type(content) is str]
+async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextTokenizer, *, truncation: int, name: Name) -> list[list[int]]:
+    """Return the content ids of each input. Texts get the prompt, ids stand as they are; far too long texts are trimmed or refused."""
+    texts = [
+        tokenizer.trim(prompt + content, truncation, param=name(position))  # type: ignore[arg-type] # an enum's number
+        for position, content in enumerate(contents)
+        if type(content) is str
+    ]
     if len(texts) == len(contents):
         return await tokenizer.encode_async(texts)
     found = iter(await tokenizer.encode_async(texts) if texts else ())

@@ -92,8 +92,9 @@ class Reranking:
         """Return the query's ids and the documents' tokens, whose total counts the query once."""
         started = time.perf_counter()
         prompts = facts.card.prompts
-        (query,) = await tokenize((work.query,), prompts.get("query", ""), facts.tokenizer)
-        found = await tokenize(documents, prompts.get("document", ""), facts.tokenizer)
+        read_as = facts.tokenizer
+        (query,) = await tokenize((work.query,), prompts.get("query", ""), read_as, truncation=options_pb2.NONE, name=lambda _: _QUERY)
+        found = await tokenize(documents, prompts.get("document", ""), read_as, truncation=truncation, name=work.name)
         _check_query(query, facts.tokenizer)
         tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, limit=self._document_limit(work))
         tokens.total += facts.tokenizer.count(query)

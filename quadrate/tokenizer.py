@@ -24,12 +24,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tokenizers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
 IN_PLACE_CHARACTERS = 1_000
 """Texts up to this size in all are tokenised where they are: 0.3 ms at most, about what a thread and the way back cost."""
+
+LONGEST_CHARACTERS = 65_536
+"""The fewest characters that a text may have, whatever the model. See `TextTokenizer.max_characters`."""
+CHARACTERS_A_TOKEN = 64
+_GROUP_CHARACTERS = 65_536
+"""Texts are tokenised in groups of about this size: what the library keeps of a text is some hundred bytes a token."""
 
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenise")
 
@@ -55,6 +61,9 @@ class TextTokenizer:
         self.special_count = len(self.prefix_ids) + len(self.suffix_ids)
         self.max_content_tokens = max_tokens - self.special_count
         """The most content ids that the model reads."""
+        self.max_characters = max(LONGEST_CHARACTERS, CHARACTERS_A_TOKEN * max_tokens)
+        """The most characters of one text that are tokenised: many times what the model reads, and few enough that no text, whatever it
+        is made of, can use up time and memory."""
         self._prefix = np.array(self.prefix_ids, dtype=np.int32)
         self._suffix = np.array(self.suffix_ids, dtype=np.int32)
 
@@ -72,13 +81,33 @@ class TextTokenizer:
 
         The library's fast way notes no character offsets: a text of megabytes takes a third of the time and of the memory.
         """
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [ids for group in _groups(texts) for ids in self._encode_group(group)]
+
+    def _encode_group(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     async def encode_async(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, off the event loop unless the texts are so short that going there would cost more."""
         if sum(map(len, texts)) <= IN_PLACE_CHARACTERS:
             return self.encode(texts)
         return await asyncio.get_running_loop().run_in_executor(_threads, self.encode, texts)
+
+    def trim(self, text: str, truncation: Truncation, *, param: str) -> str:
+        """Return the part of a text that is tokenised: all of it, or `max_characters` from the end that truncation keeps.
+
+        Raises ContextLengthExceeded if it is longer and may not be cut.
+        """
+        if len(text) <= self.max_characters:
+            return text
+        if truncation == Truncation.RIGHT:
+            return text[: self.max_characters]
+        if truncation == Truncation.LEFT:
+            return text[-self.max_characters :]
+        raise ContextLengthExceeded(
+            f"{param} has {len(text)} characters; at most {self.max_characters} are looked at for this model, which reads "
+            f"{self.max_tokens} tokens. Shorten it, or ask for truncation.",
+            param=param,
+        )
 
     def check_ids(self, ids: Sequence[int], *, param: str) -> None:
         """Refuse content ids that this model cannot have.
@@ -132,6 +161,20 @@ class TextTokenizer:
     def count(self, ids: Sequence[int]) -> int:
         """Return how many tokens the model reads for these content ids."""
         return len(ids) + self.special_count
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Give the texts in order, in groups of about _GROUP_CHARACTERS; a longer one makes a group of its own."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > _GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 def _special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

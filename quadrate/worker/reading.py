@@ -120,7 +120,11 @@ async def read(
         EmptyInput: The model reads nothing of an input.
         InvalidArgument: A token id is not in the vocabulary.
     """
-    texts = [prompt + item.text if prompt else item.text for item in inputs if item.HasField("text")]
+    texts = [
+        tokenizer.trim(prompt + item.text, truncation, param=f"{names}[{place}].text")
+        for place, item in enumerate(inputs)
+        if item.HasField("text")
+    ]
     encoded = iter(await tokenizer.encode_async(texts) if texts else ())
     readings = Readings([], [])
     for place, item in enumerate(inputs):
@@ -137,7 +141,7 @@ async def read_query(text: str, ids: TokenIds | None, tokenizer: TextTokenizer, 
     """Read a query, given as text or as content ids; it is never cut. Raises as `read` does."""
     if ids is not None:
         return _fit(_given(Input(token_ids=ids), tokenizer, "query_token_ids"), tokenizer, "query_token_ids", NONE)[0]
-    encoded = await tokenizer.encode_async([prompt + text])
+    encoded = await tokenizer.encode_async([tokenizer.trim(prompt + text, NONE, param="query")])
     return _fit(encoded[0], tokenizer, "query", NONE)[0]
 
 

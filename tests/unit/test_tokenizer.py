@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from quadrate.errors import ContextLengthExceeded, EmptyInput, InvalidArgument
-from quadrate.tokenizer import IN_PLACE_CHARACTERS, TextTokenizer
+from quadrate.tokenizer import IN_PLACE_CHARACTERS, LONGEST_CHARACTERS, TextTokenizer
 from quadrate.v1.options_pb2 import Truncation
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"]
@@ -93,3 +93,19 @@ def test_what_is_no_tokenizer_is_refused() -> None:
     """Any other text is told apart."""
     with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         TextTokenizer.from_json(b"{}", max_tokens=8)
+
+
+def test_texts_in_groups_are_tokenised_as_one_by_one(tokenizer: TextTokenizer) -> None:
+    """More text than one group holds comes back complete and in order."""
+    texts = ["a b", "c " * 40_000, "d", "b " * 40_000, "a"]
+    assert tokenizer.encode(texts) == [tokenizer.encode([text])[0] for text in texts]
+
+
+def test_no_text_can_use_up_the_memory(tokenizer: TextTokenizer) -> None:
+    """Beyond many times what the model reads, a text is trimmed to the end that is kept, or refused with its size."""
+    text = "a " * LONGEST_CHARACTERS + "d"
+    assert tokenizer.trim("a b", Truncation.NONE, param="input") == "a b"
+    assert tokenizer.trim(text, Truncation.RIGHT, param="input") == text[:LONGEST_CHARACTERS]
+    assert tokenizer.trim(text, Truncation.LEFT, param="input") == text[-LONGEST_CHARACTERS:]
+    with pytest.raises(ContextLengthExceeded, match=f"input has {len(text)} characters; at most {LONGEST_CHARACTERS}"):
+        tokenizer.trim(text, Truncation.NONE, param="input")
