@@ -244,6 +244,18 @@ async def test_who_hangs_is_given_up(path: str, headers: dict[str, str], client:
     assert (gateway.calls[0].deadline is not None) == bool(headers)
 
 
+async def test_even_a_protocol_that_is_refused_is_told_in_json(client: httpx.AsyncClient) -> None:
+    """HTTP/1.0 has no place here; the answer looks like all others."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(b"GET /v1/models HTTP/1.0\r\n\r\n")
+    answer = (await asyncio.wait_for(reader.read(), 10)).decode()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith("HTTP/1.1 426 ")
+    assert "content-type: application/json" in answer
+    assert '"type":"invalid_request_error"' in answer
+
+
 async def test_without_a_gateway_all_is_told_in_its_own_shape(tmp_path: Path) -> None:
     """REST, rerank, readiness and gRPC each get their own kind of 503."""
     port, admin, nobody, nobody_http = free_ports(4)
