@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -33,6 +34,16 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
     output = console.file
     assert isinstance(output, io.StringIO)  # noqa: S101 - made above
     return output.getvalue()
+
+
+def command_name() -> str:
+    """Return how this command is called from here: by its name if the PATH has it, otherwise by the way it was called now."""
+    program = Path(sys.argv[0]).absolute()
+    if program.name != "quadrate":
+        return "python -m quadrate.cli"
+    if shutil.which("quadrate") is not None:
+        return "quadrate"
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
 
 
 def _table(plan: Plan) -> Table:

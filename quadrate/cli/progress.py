@@ -17,22 +17,36 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def shown() -> Iterator[Progress]:
     """Give a Progress that draws a bar for each file on a terminal, and otherwise names each file once on stderr."""
-    if not sys.stderr.isatty():
-        yield _naming()
-        return
+    with contextlib.ExitStack() as stack:
+        yield _drawing(stack) if sys.stderr.isatty() else _naming()
+
+
+def _drawing(stack: contextlib.ExitStack) -> Progress:
+    """Return a Progress that draws; nothing is imported or drawn before there is something to tell."""
+    bars: list[Progress] = []
+
+    def draw(label: str, done_bytes: int, total_bytes: int | None) -> None:
+        if not bars:
+            bars.append(_bars(stack))
+        bars[0](label, done_bytes, total_bytes)
+
+    return draw
+
+
+def _bars(stack: contextlib.ExitStack) -> Progress:
     from rich.console import Console  # noqa: PLC0415 - rich costs a tenth of a second
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+    tasks: dict[str, TaskID] = {}
 
-        def draw(label: str, done_bytes: int, total_bytes: int | None) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total_bytes)
-            bars.update(tasks[label], completed=done_bytes, total=total_bytes)
+    def draw(label: str, done_bytes: int, total_bytes: int | None) -> None:
+        if label not in tasks:
+            tasks[label] = bars.add_task(label, total=total_bytes)
+        bars.update(tasks[label], completed=done_bytes, total=total_bytes)
 
-        yield draw
+    return draw
 
 
 def _naming() -> Progress:

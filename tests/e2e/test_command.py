@@ -18,14 +18,14 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import flags
+from tests.processes import LONG_SECONDS, eventually, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.e2e.conftest import Mesh, StartMesh
 
-LONG_SECONDS = 60.0
 ROLES = {"envoy", "gateway", "embed_worker", "rerank_worker"}
 
 
@@ -80,22 +80,6 @@ async def foreground(tmp_path: Path, free_ports: dict[str, int]) -> AsyncIterato
     made = Foreground(tmp_path, free_ports)
     yield made
     await made.close()
-
-
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait until something holds."""
-    until = time.monotonic() + LONG_SECONDS
-    while not holds():
-        assert time.monotonic() < until, what
-        await asyncio.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not yet fetched by its parent does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

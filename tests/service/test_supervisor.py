@@ -15,28 +15,12 @@ import psutil
 import pytest
 
 from quadrate.cli.plan import Folder, MeshState, Plan, Process, ProcessState
+from tests.processes import LONG_SECONDS, eventually, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
-LONG_SECONDS = 20.0
-
-
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Wait until something holds."""
-    until = time.monotonic() + LONG_SECONDS
-    while not holds():
-        assert time.monotonic() < until, what
-        await asyncio.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not yet fetched by its parent does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def process(name: str, role: str, *, after: tuple[str, ...] = (), **environment: str) -> Process:

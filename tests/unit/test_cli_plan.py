@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from quadrate.cli import assemble, catalogue, logfile, preflight
 from quadrate.cli.assemble import Options
+from quadrate.cli.banner import command_name
 from quadrate.cli.banner import text as banner_text
 from quadrate.cli.plan import Folder, MeshState, ProcessState
 from quadrate.config.models import FolderSource, ModelsFile
@@ -205,6 +207,21 @@ def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) 
         ):
             assert part in text
         assert text.count("QUADRATE_API_KEY") == wanted
+
+
+def test_the_banner_names_the_command_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its name where the PATH has it, by its path from here where it has not."""
+    program = tmp_path / ".venv" / "bin" / "quadrate"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/quadrate", "up"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command_name() == ".venv/bin/quadrate"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert command_name() == "quadrate"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/quadrate/cli/__main__.py"])
+    assert command_name() == "python -m quadrate.cli"
 
 
 def test_a_log_is_bounded(tmp_path: Path) -> None:
