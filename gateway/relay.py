@@ -13,21 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from quadrate.errors import BY_REASON, DeadlineExceeded, Internal, QuadrateError
+from quadrate.client.failures import Outcome, from_item
+from quadrate.errors import DeadlineExceeded
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from quadrate.v1.embed_pb2 import EmbedRequest, EmbedResponse
-    from quadrate.v1.options_pb2 import Error
 
 MOST_INPUTS = 32
 """Requests of more inputs are not relayed."""
 BUSY = 8
 """From so many awaited answers on, requests gather before they are sent."""
 GATHER_SECONDS = 0.001
+MESSAGE_BYTES = 2**20
+"""Requests that would make a message larger than this wait for the next one: a worker ends a stream that brings more than 8 MiB at once."""
 _PATH = "/quadrate.v1.RelayService/Relay"
 _HEADERS = {"x-request-id": "request_id", "traceparent": "traceparent", "tracestate": "tracestate", "baggage": "baggage"}
-_numbers = itertools.cycle(range(1, 2**32))
+_numbers = itertools.count(1)
+_MOST_NUMBERS = 2**32
 
 
 class Relay:
@@ -61,7 +66,11 @@ class Relay:
             raise
 
     def retire(self) -> None:
-        """Let the stream end with its last answer, so that a worker that drains need not wait for it. The next call opens another."""
+        """Let the stream end with its last answer, so that a worker that drains need not wait for it. The next call opens another.
+
+        The worker that comes next may have the service, even if this one has not.
+        """
+        self.served = True
         if self._stream is not None:
             self._stream.retire()
             self._stream = None
@@ -73,8 +82,9 @@ class _Stream:
     def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
         self.over = False
         self._call = call
+        self._outcome = Outcome(call)
         self._awaited: dict[int, asyncio.Future[EmbedResponse]] = {}
-        self._new: list[relay_pb2.RelayedRequest] = []
+        self._new: dict[int, relay_pb2.RelayedRequest] = {}
         self._cancelled: list[int] = []
         self._changed = asyncio.Event()
         self._retired = False
@@ -84,10 +94,10 @@ class _Stream:
     async def embed(self, request: EmbedRequest, timeout: float | None, metadata: tuple[tuple[str, str], ...]) -> EmbedResponse:  # noqa: ASYNC109
         """As `Relay.embed`."""
         loop = asyncio.get_running_loop()
-        number = next(_numbers)
+        number = next(_numbers) % _MOST_NUMBERS
         future: asyncio.Future[EmbedResponse] = loop.create_future()
         headers = {_HEADERS[name]: value for name, value in metadata}
-        self._new.append(relay_pb2.RelayedRequest(id=number, embed=request, timeout_seconds=timeout, **headers))
+        self._new[number] = relay_pb2.RelayedRequest(id=number, embed=request, timeout_seconds=timeout, **headers)
         self._awaited[number] = future
         self._changed.set()
         timer = loop.call_later(timeout, _expire, future) if timeout is not None else None
@@ -107,9 +117,11 @@ class _Stream:
         self._changed.set()
 
     def _cancel(self, number: int) -> None:
-        if not self.over and number in self._awaited:
+        if self.over or number not in self._awaited:
+            return
+        if self._new.pop(number, None) is None:
             self._cancelled.append(number)
-            self._changed.set()
+        self._changed.set()
 
     async def _write(self) -> None:
         """Send what is there, and what has come meanwhile, until retired."""
@@ -117,11 +129,11 @@ class _Stream:
             await self._changed.wait()
             await asyncio.sleep(GATHER_SECONDS if len(self._awaited) >= BUSY else 0)
             self._changed.clear()
-            new, self._new = self._new, []
+            new, self._new = self._new, {}
             cancelled, self._cancelled = self._cancelled, []
             try:
-                if new or cancelled:
-                    await self._call.write(relay_pb2.RelayRequest(requests=new, cancelled_ids=cancelled))
+                for message in _messages(new, cancelled):
+                    await self._call.write(message)
                 if self._retired and not self._new and not self._awaited:
                     await self._call.done_writing()
                     return
@@ -130,26 +142,26 @@ class _Stream:
 
     async def _read(self) -> None:
         """Hand answers to those who wait, until the stream is over; then tell all who still wait why."""
+        error = _lost()
         try:
             async for message in self._call:
                 for answer in message.responses:
                     self._answer(answer)
                 if self._retired and not self._awaited:
                     self._changed.set()
-            self._end(_lost())
-        except grpc.aio.AioRpcError as error:
+        except grpc.aio.AioRpcError as failure:
             # However a stream breaks (INTERNAL, if while we write), those who wait were not answered and may ask elsewhere.
-            self._end(error if error.code() is grpc.StatusCode.UNIMPLEMENTED else _lost())
-        except asyncio.CancelledError:
-            self._end(_lost())
-            raise
+            if self._outcome.status(failure) is grpc.StatusCode.UNIMPLEMENTED:
+                error = _lost(grpc.StatusCode.UNIMPLEMENTED)
+        finally:
+            self._end(error)
 
     def _answer(self, answer: relay_pb2.RelayedResponse) -> None:
         future = self._awaited.pop(answer.id, None)
         if future is None or future.done():
             return
         if answer.HasField("error"):
-            future.set_exception(_error(answer.error))
+            future.set_exception(from_item(answer.error))
         else:
             future.set_result(answer.embed)
 
@@ -162,19 +174,26 @@ class _Stream:
         self._awaited.clear()
 
 
-def _lost() -> grpc.aio.AioRpcError:
+def _messages(new: Mapping[int, relay_pb2.RelayedRequest], cancelled: Sequence[int]) -> Iterator[relay_pb2.RelayRequest]:
+    """Yield what is to be said, in order, in as few messages as MESSAGE_BYTES allows. A larger request has one to itself."""
+    message = relay_pb2.RelayRequest(cancelled_ids=cancelled)
+    size = 0
+    for request in new.values():
+        length = request.ByteSize()
+        if message.requests and size + length > MESSAGE_BYTES:
+            yield message
+            message, size = relay_pb2.RelayRequest(), 0
+        message.requests.append(request)
+        size += length
+    if message.requests or message.cancelled_ids:
+        yield message
+
+
+def _lost(status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:
     """Return the error of a stream that ended while answers were awaited."""
-    return grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream has ended", debug_error_string=""
-    )
+    return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream has ended", debug_error_string="")
 
 
 def _expire(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_exception(DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once."))
-
-
-def _error(told: Error) -> QuadrateError:
-    kind = BY_REASON.get(told.reason, Internal)
-    seconds = told.retry_after_seconds if told.HasField("retry_after_seconds") else None
-    return kind(told.message, param=told.param or None, retry_after_seconds=seconds)

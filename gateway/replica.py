@@ -166,7 +166,8 @@ class Replica:
 
     def _away(self, reason: str) -> None:
         served, self.facts = self.facts is not None, None
-        self.peer.retire()
+        if served:  # otherwise the stream carries other models of the worker
+            self.peer.retire()
         if served or reason != self.reason:
             log.warn("upstream is away", model=self.route.model, upstream=self.peer.target, reason=reason)
         self.reason = reason

@@ -52,6 +52,10 @@ class Outcome:
         code, trailers, details = self._noted
         return from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details, None))
 
+    def status(self, failure: grpc.aio.AioRpcError) -> grpc.StatusCode:
+        """Return the status that the stream's failure had."""
+        return failure.code() if self._noted is None else self._noted[0]
+
     def _note(self, call: Any) -> None:
         self._noted = (_now(call.code()), _now(call.trailing_metadata()), _now(call.details()))
 

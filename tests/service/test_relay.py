@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
+from gateway import relay
 from gateway.peers import Peer
 from gateway.relay import BUSY, MOST_INPUTS
 from quadrate.errors import Cancelled, DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
@@ -14,7 +17,7 @@ from quadrate.health import Health
 from quadrate.server import Call, Server
 from quadrate.server.relay import METHOD, RelayService
 from quadrate.telemetry import Telemetry
-from quadrate.v1 import embed_pb2, options_pb2
+from quadrate.v1 import embed_pb2, options_pb2, relay_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -224,3 +227,92 @@ async def test_a_worker_without_a_relay_is_called_directly(echo: OwnCalls, telem
         assert (await embed(peer, "b")).model == "b"
         await peer.close()
     assert echo.unary == 2
+
+
+async def test_a_worker_without_a_relay_answers_all_who_come_meanwhile(echo: OwnCalls, telemetry: Telemetry) -> None:
+    """Its refusal may arrive while a request is being written; nobody hears that the worker is lost."""
+
+    async def later(peer: Peer, number: int) -> str:
+        await asyncio.sleep(number * 0.0003)  # spreads the requests over the time that the refusal takes
+        return (await embed(peer, f"m{number}")).model
+
+    async with worker(echo, telemetry, relays=False) as server:
+        for _ in range(10):
+            peer = Peer(f"127.0.0.1:{server.port}")
+            answers = await asyncio.gather(*(later(peer, number) for number in range(60)))
+            assert answers == [f"m{number}" for number in range(60)]
+            await peer.close()
+
+
+async def test_a_worker_that_comes_back_may_have_learned_to_relay(server: Server, peer: Peer, echo: OwnCalls) -> None:
+    """What was found out about a worker holds until it goes."""
+    peer._relay.served = False
+    await embed(peer, "a")
+    peer.retire()
+    await embed(peer, "b")
+    assert echo.unary == 1
+
+
+async def test_requests_whose_callers_go_at_once_are_not_sent(peer: Peer, echo: OwnCalls) -> None:
+    """Those who leave while requests gather cost the worker nothing."""
+    await embed(peer, "first")
+    leaving = [asyncio.create_task(embed(peer, f"wait-{number}")) for number in range(20)]
+    await asyncio.sleep(0)
+    for task in leaving:
+        task.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    await embed(peer, "last")
+    assert [call.request_id for call in echo.calls] == ["id-first", "id-last"]
+
+
+async def test_a_request_cancelled_in_the_message_that_brings_it_leaves_nothing_behind(server: Server) -> None:
+    """The worker's part ends when the gateway closes its own; nothing of the request is waited for."""
+    request = relay_pb2.RelayedRequest(id=1, embed=embed_pb2.EmbedRequest(model="wait"))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel, asyncio.timeout(5):
+        stream = channel.stream_stream(
+            "/quadrate.v1.RelayService/Relay",
+            request_serializer=relay_pb2.RelayRequest.SerializeToString,
+            response_deserializer=relay_pb2.RelayResponse.FromString,
+        )(None)
+        await stream.write(relay_pb2.RelayRequest(requests=[request], cancelled_ids=[1]))
+        await stream.done_writing()
+        assert [answer async for answer in stream] == []
+
+
+async def test_large_requests_that_come_together_travel_apart(peer: Peer, echo: OwnCalls) -> None:
+    """Together they would be more than a worker takes in one message, and the stream would end for everybody on it."""
+    await embed(peer, "first")
+    text = options_pb2.Input(text="a" * 700_000)
+    requests = [embed_pb2.EmbedRequest(model=f"m{number}", inputs=[text]) for number in range(16)]
+    answers = await asyncio.gather(*(peer.embed(request, timeout=20.0, metadata=()) for request in requests))
+    assert [answer.model for answer in answers] == [request.model for request in requests]
+    assert echo.unary == 0
+
+
+async def test_an_answer_that_cannot_be_read_ends_the_stream_for_all(monkeypatch: pytest.MonkeyPatch, peer: Peer, echo: OwnCalls) -> None:
+    """Nobody waits for his deadline because another's answer broke the reader, and the next call opens a new stream."""
+    await embed(peer, "first")
+    waiting = asyncio.create_task(embed(peer, "wait"))
+    await until(lambda: len(echo.calls) == 2)
+    stream = peer._relay._stream
+    assert stream is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(relay._Stream, "_answer", lambda *_: int(""))
+        with pytest.raises(Unavailable):
+            await embed(peer, "unreadable", timeout=5)
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 5)
+    with pytest.raises(ValueError, match="invalid literal"):
+        await stream._reader
+    assert (await embed(peer, "next")).model == "next"
+
+
+def test_numbering_requests_takes_no_memory() -> None:
+    """A gateway numbers thousands of requests a second for months."""
+    tracemalloc.start()
+    try:
+        for _ in range(10_000):
+            next(relay._numbers)
+        assert tracemalloc.get_traced_memory()[0] < 10_000
+    finally:
+        tracemalloc.stop()
