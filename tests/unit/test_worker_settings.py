@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
+from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings, usable_cores
 from quadrate.errors import ConfigError
 
 
@@ -50,3 +50,15 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
         load_worker_settings(EmbedSettings)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 8), ("", 8)]
+)
+def test_a_containers_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
+    """A container's quota bounds the cores, rounded up; without one those count that the process may run on."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    monkeypatch.setattr("quadrate.config.worker._CGROUP_QUOTA", file)
+    assert usable_cores() == expected
