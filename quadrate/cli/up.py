@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import quadrate
 from quadrate.cli import assemble, banner, logfile, preflight, progress
 from quadrate.cli.plan import Folder
 from quadrate.errors import ConfigError
@@ -43,6 +45,7 @@ def prepare(options: Options) -> Folder:
 
 def run(folder: Folder) -> NoReturn:
     """Become the supervisor. Its process holds nothing of this one, so that it stays small."""
+    _import_the_same_code()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, _supervisor(folder))  # noqa: S606 - no shell is wanted
@@ -50,6 +53,7 @@ def run(folder: Folder) -> NoReturn:
 
 def detach(folder: Folder) -> int:
     """Start the supervisor in the background, wait until the mesh answers or has failed, and return the exit code."""
+    _import_the_same_code()
     with (folder.logs / "supervisor.log").open("wb") as output:
         process = subprocess.Popen(
             _supervisor(folder), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -65,6 +69,14 @@ def detach(folder: Folder) -> int:
         return 0
     print((folder.logs / "supervisor.log").read_text(errors="replace"), file=sys.stderr, end="")
     return process.returncode or 1
+
+
+def _import_the_same_code() -> None:
+    """Let all processes of the mesh import what this one did: `python -m gateway` must not find a `gateway` of the folder one is in."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    home = Path(quadrate.__file__).resolve().parents[1]
+    if home.name not in {"site-packages", "dist-packages"}:  # a checkout
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
 
 
 def _settled(folder: Folder, process: subprocess.Popen[bytes]) -> bool:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,10 +23,10 @@ from tests.processes import LONG_SECONDS, eventually, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.e2e.conftest import Mesh, StartMesh
 
+ROOT = Path(__file__).resolve().parents[2]
 ROLES = {"envoy", "gateway", "embed_worker", "rerank_worker"}
 
 
@@ -36,7 +37,8 @@ class Foreground:
         self.ports = ports
         self.output = folder / "output.txt"
         self.state = folder / "state" / "quadrate" / str(ports["port"])
-        self._environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
+        self._environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state"), "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, *arguments: str) -> None:
@@ -50,6 +52,7 @@ class Foreground:
                 *flags(self.ports),
                 *arguments,
                 env=self._environment,
+                cwd=self._folder,
                 stdout=output,
                 stderr=output,
             )
@@ -83,8 +86,13 @@ async def foreground(tmp_path: Path, free_ports: dict[str, int]) -> AsyncIterato
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_up_answers_and_leaves_nothing_behind(foreground: Foreground, number: signal.Signals) -> None:
-    """The banner comes when the mesh answers; a signal ends it within 5 seconds, and its ports are free again."""
+async def test_up_answers_and_leaves_nothing_behind(foreground: Foreground, number: signal.Signals, tmp_path: Path) -> None:
+    """The banner comes when the mesh answers; a signal ends it within 5 seconds, and its ports are free again.
+
+    It runs in a folder that has a `gateway` of its own, which is left alone.
+    """
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway" / "__init__.py").write_text("raise RuntimeError('not this one')")
     await foreground.start()
     await foreground.said("To stop: Ctrl-C")
     url = f"http://127.0.0.1:{foreground.ports['port']}"
