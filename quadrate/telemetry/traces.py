@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_HEADER = re.compile(r"[\x20-\x7e]*")
+"""What gRPC sends in a header; the call fails for anything else."""
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 _SCOPE = InstrumentationScope("quadrate", __version__)
@@ -69,11 +71,14 @@ class Traces:
     def begin(self, metadata: Mapping[str, str]) -> Trace:
         """Start the trace of a request that arrived with these headers (lower-case names)."""
         parent = _parse(metadata.get("traceparent", ""), metadata.get("tracestate", ""))
+        baggage = metadata.get("baggage", "")
+        if not _HEADER.fullmatch(baggage):
+            baggage = ""
         if parent is None:
             trace_id = random.getrandbits(128) or 1
-            return Trace(self, None, trace_id, sampled=self._sample_root(trace_id), baggage=metadata.get("baggage", ""))
+            return Trace(self, None, trace_id, sampled=self._sample_root(trace_id), baggage=baggage)
         sampled = self.on and parent.trace_flags.sampled
-        return Trace(self, parent, parent.trace_id, sampled=sampled, baggage=metadata.get("baggage", ""))
+        return Trace(self, parent, parent.trace_id, sampled=sampled, baggage=baggage)
 
     def batch(
         self, name: str, links: Iterable[Trace], start_ns: int, end_ns: int, attributes: Attributes | None = None

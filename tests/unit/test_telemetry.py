@@ -160,6 +160,12 @@ def test_a_malformed_traceparent_starts_a_new_trace(traces: Traces, header: str)
     assert traces.begin({"traceparent": header}).parent is None
 
 
+@pytest.mark.parametrize("baggage", ["tenant=é", "tenant=a\n", "a=\x00"])
+def test_baggage_that_no_header_carries_goes_no_further(traces: Traces, baggage: str) -> None:
+    """A call that it went along with would fail."""
+    assert "baggage" not in dict(traces.begin({"baggage": baggage}).headers())
+
+
 def test_a_failed_stage_and_a_fault_of_ours_are_marked(traces: Traces, exporter: InMemorySpanExporter) -> None:
     """A refusal is no error of the server's span; INTERNAL is."""
     trace = traces.begin({})
