@@ -46,7 +46,7 @@ class Embedding:
             tokens = await self._tokenize(work, facts, prompt)
         call.log["tokens"] = tokens.total
         request = self._request(work, facts.card, tokens)
-        answer: embed_pb2.EmbedResponse = await pool.send("embed", request, tokens=tokens.total, call=call)
+        answer: embed_pb2.EmbedResponse = await pool.send("embed", request, read_by=facts, tokens=tokens.total, call=call)
         _complete(answer, work, prompt, tokens)
         answer.timings.total_seconds = time.perf_counter() - started
         self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)

@@ -67,7 +67,7 @@ class Reranking:
             query, tokens = await self._tokenize(work, texts, facts, truncation)
         call.log["tokens"] = tokens.total
         request = _request(work, facts.card, query, tokens)
-        answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, tokens=tokens.total, call=call)
+        answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, read_by=facts, tokens=tokens.total, call=call)
         _complete(answer, work, tokens, shortened)
         answer.timings.total_seconds = time.perf_counter() - started
         self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)

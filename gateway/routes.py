@@ -72,16 +72,19 @@ class Pool:
             # Ids of one tokenizer mean nothing to another: those that read text differently wait until the others are gone.
             self._serving = [replica for replica in self._serving if _reads_alike(replica.facts, self.known)]
 
-    async def send(self, method: str, request: Any, *, tokens: int, call: Call) -> Any:
-        """Call a replica; if it is lost, try once more on another while the deadline lasts. Raises QuadrateError."""
-        first = self._pick()
+    async def send(self, method: str, request: Any, *, read_by: Facts, tokens: int, call: Call) -> Any:
+        """Call a replica; if it is lost, try once more on another while the deadline lasts. Raises QuadrateError.
+
+        `read_by` are the facts that the request's ids were made by: a replica that has come meanwhile may read text differently.
+        """
+        first = self._pick(read_by)
         if first is None:
             raise self.unavailable()
         call.log["upstream"] = first.peer.target
         try:
             return await first.send(method, request, tokens=tokens, call=call)
         except Unavailable:
-            second = self._pick(besides=first)
+            second = self._pick(read_by, besides=first)
             if second is None:
                 raise
         self._metrics.counter("router_upstream_retries_total", self.alias).inc()
@@ -94,15 +97,12 @@ class Pool:
             f"No worker serves the model '{self.alias}' at the moment. Try again; /health/ready says why.", retry_after_seconds=1.0
         )
 
-    def _pick(self, besides: Replica | None = None) -> Replica | None:
-        serving = self._serving if besides is None else self._others(besides)
+    def _pick(self, read_by: Facts, besides: Replica | None = None) -> Replica | None:
+        serving = [replica for replica in self._serving if replica is not besides and _reads_alike(replica.facts, read_by)]
         if len(serving) <= 1:
             return serving[0] if serving else None
         one, other = random.sample(serving, 2)
         return one if one.peer.outstanding_tokens <= other.peer.outstanding_tokens else other
-
-    def _others(self, besides: Replica) -> list[Replica]:
-        return [replica for replica in self._serving if replica is not besides]
 
 
 def _reads_alike(one: Facts | None, other: Facts | None) -> bool:
@@ -189,11 +189,11 @@ class Routes:
     def _measure(self) -> None:
         """Let gauges read what is so when they are asked."""
         for peer in self._peers.values():
-            replicas = [replica for pool in self.pools for replica in pool.replicas if replica.peer is peer]
+            replicas = [replica for pool in self.pools if pool.route.enabled for replica in pool.replicas if replica.peer is peer]
             gauge = self._metrics.gauge("router_upstream_outstanding_tokens", peer.target)
             gauge.set_function(lambda peer=peer: float(peer.outstanding_tokens))  # type: ignore[misc] # a default binds the loop's value
             gauge = self._metrics.gauge("router_upstream_serving", peer.target)
-            gauge.set_function(lambda found=replicas: float(all(one.facts for one in found)))  # type: ignore[misc] # as above
+            gauge.set_function(lambda found=replicas: float(bool(found) and all(one.facts for one in found)))  # type: ignore[misc] # as above
 
     def _not_found(self, task: int, name: str, principal: Principal) -> ModelNotFound:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"

@@ -189,6 +189,34 @@ async def test_a_replica_that_reads_text_differently_is_not_mixed_in(open_door: 
         assert 0 in (len(first.received), len(second.received))
 
 
+async def test_ids_never_reach_a_replica_that_reads_text_differently(open_door: Callable[..., Any]) -> None:
+    """A request that is lost while its model is exchanged is not tried on the new one, which would answer with a wrong vector."""
+    other = FakeWorker().tokenizer.replace(b'"hello"', b'"hallo"')
+    async with FakeWorker() as old, FakeWorker(tokenizer=other) as new, open_door(routing(old, new)) as door:
+        await door.until_serving()
+        (pool,) = (pool for pool in door.gateway.routes.pools if pool.alias == "fake")
+
+        async def leave(_: Any, __: Any) -> None:
+            old.health.set("model/fake", serving=False, reason="exchanged")
+            await door.until(lambda: pool.known is pool.replicas[1].facts)
+            raise Unavailable("The model is going.")
+
+        old.before = leave
+        assert (await refused(door.embed.Embed(REQUEST))).message == "The model is going."
+        assert not new.received
+        await door.embed.Embed(REQUEST)
+        assert len(new.received) == 1
+
+
+async def test_a_model_that_is_switched_off_does_not_make_its_worker_look_away(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """The gauge speaks of what is asked for."""
+    upstream = f"upstream: {{type: grpc, url: 'grpc://{worker.target}'}}"
+    file = f"embeddings: [{{model: fake, {upstream}}}]\nrerank: [{{model: fake-rerank, enabled: false, {upstream}}}]\n"
+    async with open_door(file) as door:
+        await door.until_serving()
+        assert f'router_upstream_serving{{upstream="{worker.target}"}} 1.0' in door.telemetry.metrics.text().decode()
+
+
 async def test_an_earlier_deployments_routes_find_our_own_workers(open_door: Callable[..., Any], worker: FakeWorker) -> None:
     """`infinity` and `rerank` name a protocol that our workers do not speak; being asked in ours, they answer."""
     url = f"http://{worker.target}"
