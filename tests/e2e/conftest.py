@@ -32,6 +32,8 @@ if TYPE_CHECKING:
             """Take flags of `up` besides the ports, and variables of its environment."""
 
 
+LEAST_TELLING_CHARACTERS = 20
+"""A shorter text may stand in a log by chance."""
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
@@ -197,6 +199,9 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """The quick start: shipped configuration, no keys, one process of each kind."""
     with running(tmp_path_factory.mktemp("mesh")) as found:
         yield found
+    logs = found.logs()
+    assert '"message":"request"' in logs
+    assert not [text for text in golden(1_000).texts if len(text) > LEAST_TELLING_CHARACTERS and text in logs], "a log holds users' texts"
 
 
 @pytest.fixture(scope="session")
