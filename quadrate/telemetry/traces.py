@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _HEADER = re.compile(r"[\x20-\x7e]*")
@@ -35,6 +37,9 @@ _SCOPE = InstrumentationScope("quadrate", __version__)
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """The statuses that make a server's span an error (OpenTelemetry semantic conventions for gRPC): a refusal is none."""
 
+LAST_EXPORT_SECONDS = 2.0
+"""How long the last spans may take to leave: a collector that is away must not hold up a process that is to stop."""
+
 Attributes = dict[str, Any]
 
 
@@ -44,10 +49,12 @@ class Traces:
     Args:
         service: `service.name`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
         processor: Where finished spans go. None: nowhere, and nothing is sampled.
+        exporter: What the processor sends by, if it may take long and can be told to give up.
     """
 
-    def __init__(self, service: str, processor: SpanProcessor | None = None) -> None:
+    def __init__(self, service: str, processor: SpanProcessor | None = None, exporter: SpanExporter | None = None) -> None:
         self._processor = processor
+        self._exporter = exporter
         self._resource = Resource.create({"service.version": __version__, **_service(service)})
         self._sample_root = _sampler() if processor else lambda _trace_id: False
 
@@ -61,7 +68,8 @@ class Traces:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-        return cls(service, BatchSpanProcessor(OTLPSpanExporter(insecure=endpoint.startswith("http://"))))
+        exporter = OTLPSpanExporter(insecure=endpoint.startswith("http://"))
+        return cls(service, BatchSpanProcessor(exporter), exporter)
 
     @property
     def on(self) -> bool:
@@ -133,9 +141,16 @@ class Traces:
         )
 
     def shutdown(self) -> None:
-        """Send what is left and stop."""
-        if self._processor is not None:
-            self._processor.shutdown()
+        """Send what is left and stop, after LAST_EXPORT_SECONDS at the latest. Doing so twice does nothing."""
+        processor, self._processor = self._processor, None
+        if processor is None:
+            return
+        giving_up = threading.Timer(LAST_EXPORT_SECONDS, self._exporter.shutdown) if self._exporter else None
+        if giving_up:
+            giving_up.start()
+        processor.shutdown()
+        if giving_up:
+            giving_up.cancel()
 
 
 class Trace:

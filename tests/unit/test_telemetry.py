@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,6 +16,7 @@ from quadrate.errors import ConfigError
 from quadrate.telemetry import Metrics, Traces
 from quadrate.telemetry.instruments import INSTRUMENTS
 from quadrate.telemetry.logs import Log
+from quadrate.telemetry.traces import LAST_EXPORT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +160,17 @@ def test_an_unsampled_request_sends_nothing_and_keeps_its_times(traces: Traces, 
 def test_a_malformed_traceparent_starts_a_new_trace(traces: Traces, header: str) -> None:
     """W3C Trace Context, section 3.2: what is not well formed is ignored."""
     assert traces.begin({"traceparent": header}).parent is None
+
+
+def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process stops within seconds, whatever becomes of its last spans."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    traces = Traces.from_environment("quadrate")
+    traces.begin({}).end("Embed", "OK", {})
+    started = time.monotonic()
+    traces.shutdown()
+    traces.shutdown()
+    assert time.monotonic() - started < LAST_EXPORT_SECONDS + 1.5
 
 
 @pytest.mark.parametrize("baggage", ["tenant=é", "tenant=a\n", "a=\x00"])
