@@ -73,8 +73,7 @@ class Replica:
         """Why it does not serve."""
         self._metrics = metrics
         self._changed = changed
-        explicit = upstream.timeout_ms is not None or upstream.timeout_seconds is not None
-        self._timeout_seconds = upstream.timeout if explicit else None
+        self._timeout_seconds = upstream.timeout
         self._latency = metrics.histogram("router_upstream_latency_seconds", peer.target, route.model)
 
     async def follow(self, tokenizers: Tokenizers) -> None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-DEFAULT_UPSTREAM_TIMEOUT_SECONDS = 30.0
 _SCHEMES = ("http", "https", "grpc", "grpcs")
 
 
@@ -52,11 +51,9 @@ class Upstream(Schema):
         return tuple(dict.fromkeys(_target(url) for url in (self.url, *self.replicas)))
 
     @property
-    def timeout(self) -> float:
-        """Seconds that one call may take."""
-        if self.timeout_ms is not None:
-            return self.timeout_ms / 1000
-        return self.timeout_seconds if self.timeout_seconds is not None else DEFAULT_UPSTREAM_TIMEOUT_SECONDS
+    def timeout(self) -> float | None:
+        """Seconds that one call may take. None: as long as the caller waits."""
+        return self.timeout_seconds if self.timeout_ms is None else self.timeout_ms / 1000
 
 
 class Route(Schema):
