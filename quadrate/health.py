@@ -48,14 +48,6 @@ class Health:
             log.info("health changed", name=name or "process", serving=serving, reason=fact.reason)
         self._changes.put_nowait((name, serving))
 
-    def get(self, name: str) -> Fact | None:
-        """Return a fact, or None if nothing of this name is known."""
-        return self._facts.get(name)
-
-    def facts(self) -> dict[str, Fact]:
-        """Return every fact by name, in the order in which they were first stated."""
-        return dict(self._facts)
-
     def fail_all(self, reason: str) -> None:
         """State that nothing serves any more."""
         for name in self._facts:
