@@ -2,8 +2,10 @@
 
     submit ──► waiting, in fair order ──► plan ──► run (one thread a core) ──► one wake-up of the event loop a batch
 
-Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: each request's texts get virtual finish times
-(self-clocked fair queueing, Golestani 1994), so that a request of 2,048 texts and single ones take turns. *Bound*: a request whose first
+Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: by virtual time, in
+which every request gets an equal share of the runners (start-time fair queueing, Goyal et al. 1996); a request's first few runs' worth
+starts at once, the rest of a large one as its share allows. So ordinary requests go in order of arrival, and one of 2,048 texts takes turns
+with them. *Bound*: a request whose first
 text could not run within the queue's timeout, or whose last text could not be ready by its deadline, is refused at once. *Ends*: a request
 ends by its answer, by its deadline, by its caller's leaving, or by its model's failure, and no path leaves it without an end.
 
@@ -41,6 +43,8 @@ NICENESS = 5
 STUCK_FACTOR = 20.0
 """A run is stuck when it takes so many times longer than predicted, and longer than the scheduler's `stuck_seconds`."""
 MIN_RETRY_SECONDS = 0.05
+FREE_RUNS = 4
+"""So many full runs' worth of each request start at once."""
 PATIENCE_FACTOR = 10.0
 """A caller without a deadline may wait for its last text so many queue timeouts: otherwise such callers could fill the memory."""
 
@@ -119,7 +123,7 @@ class Text:
     reading: NDArray[np.int32]
     tokens: int
     seconds: float
-    finish: float
+    start: float
     order: int
 
     @property
@@ -193,7 +197,7 @@ class Scheduler:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._waiting: list[Text] = []  # by finish, then order
+        self._waiting: list[Text] = []  # by start, then order
         self._waiting_seconds = 0.0
         self._virtual = 0.0
         self._idle = 0
@@ -295,14 +299,18 @@ class Scheduler:
         self._seen[lane.name] = None
         costs = [lane.cost.share(len(reading)) for reading in readings]
         with self._changed:
-            finishes = (self._virtual + np.cumsum(costs)).tolist()
-            self._admit(job, finishes[0], finishes[-1])
-            self._enqueue(job, readings, costs, finishes)
+            starts = (self._virtual + np.maximum(0.0, np.cumsum(costs) - self._free_seconds(lane))).tolist()
+            self._admit(job, starts[0], starts[-1], sum(costs))
+            self._enqueue(job, readings, costs, starts)
             self._changed.notify(len(readings))
         self._jobs.add(job)
 
-    def _admit(self, job: Job, first: float, last: float) -> None:
-        """Refuse what cannot run in time. Under the lock."""
+    def _free_seconds(self, lane: Lane) -> float:
+        """Return how much work of a request starts at once."""
+        return FREE_RUNS * lane.cost.share(self._rules.limits.tokens)
+
+    def _admit(self, job: Job, first: float, last: float, own: float) -> None:
+        """Refuse what cannot run in time: first and last text start at these virtual times, its work is `own` seconds. Under the lock."""
         wait = self._ahead(first)
         if wait > self._rules.queue_seconds:
             self._meter.dropped(job.lane, "overloaded", len(job.results))
@@ -315,7 +323,7 @@ class Scheduler:
             raise Overloaded(
                 "The queue is too long for so many texts. Send less at once, or try again later.", retry_after_seconds=wait + 1.0
             )
-        ready = self._ahead(last) + (last - self._virtual) / self._rules.runners
+        ready = self._ahead(last) + own / self._rules.runners
         if job.deadline is not None and job.lane.cost.runs and self._clock() + ready > job.deadline:
             self._meter.dropped(job.lane, "overloaded", len(job.results))
             raise Overloaded(
@@ -324,27 +332,27 @@ class Scheduler:
                 retry_after_seconds=max(MIN_RETRY_SECONDS, self._waiting_seconds / self._rules.runners),
             )
 
-    def _ahead(self, finish: float) -> float:
-        """Estimate how long what stands before a text with this virtual finish takes. Under the lock."""
+    def _ahead(self, start: float) -> float:
+        """Estimate how long what stands before a text with this virtual start takes. Under the lock."""
         if not self._waiting:
             return 0.0
-        place = bisect.bisect_right(self._waiting, finish, key=_finish)
+        place = bisect.bisect_right(self._waiting, start, key=_start)
         return self._waiting_seconds * place / len(self._waiting) / self._rules.runners
 
-    def _enqueue(self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], finishes: Sequence[float]) -> None:
+    def _enqueue(self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], starts: Sequence[float]) -> None:
         """Put texts into the fair order. Under the lock."""
         order = _new_order()
         texts = [
-            Text(job, place, reading, len(reading), cost, finish, order)
-            for place, (reading, cost, finish) in enumerate(zip(readings, costs, finishes, strict=True))
+            Text(job, place, reading, len(reading), cost, start, order)
+            for place, (reading, cost, start) in enumerate(zip(readings, costs, starts, strict=True))
         ]
-        if not self._waiting or self._waiting[-1].finish <= texts[0].finish:
+        if not self._waiting or self._waiting[-1].start <= texts[0].start:
             self._waiting.extend(texts)
         elif len(texts) == 1:
-            bisect.insort_right(self._waiting, texts[0], key=_finish)
+            bisect.insort_right(self._waiting, texts[0], key=_start)
         else:
             self._waiting.extend(texts)
-            self._waiting.sort(key=lambda text: (text.finish, text.order))
+            self._waiting.sort(key=lambda text: (text.start, text.order))
         job.waiting_seconds = sum(costs)
         self._waiting_seconds += job.waiting_seconds
 
@@ -453,7 +461,7 @@ class Scheduler:
             self._waiting_seconds -= text.seconds
         if not self._waiting:
             self._waiting_seconds = 0.0  # what rounding left
-        self._virtual = max(self._virtual, min(text.finish for text in texts))
+        self._virtual += sum(text.seconds for text in texts) / max(1, len(self._jobs))
         lone = self._rules.runners > 1 and not self._waiting and not self._running
         return Batch(lane, texts, lone, lane.cost.seconds([text.tokens for text in texts]), now, time.time_ns())
 
@@ -493,8 +501,8 @@ class Scheduler:
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _finish(text: Text) -> float:
-    return text.finish
+def _start(text: Text) -> float:
+    return text.start
 
 
 def _yield_to_others() -> None:

@@ -181,7 +181,7 @@ async def test_a_single_text_passes_between_those_of_a_large_request() -> None:
         made.session.gate.set()
         await asyncio.gather(first, many, single)
         place = next(place for place, (texts, _) in enumerate(made.session.runs) if 7 in texts)
-        assert place <= 2
+        assert place <= 6  # after the four runs that start at once
         assert len(made.session.runs) > 90
 
 
