@@ -9,12 +9,13 @@ import numpy as np
 
 from embed_worker.answers import respond
 from quadrate.errors import InvalidArgument, Unimplemented
+from quadrate.inputs import MAX_INPUTS
 from quadrate.server.relay import RelayService
 from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
 from quadrate.v1.options_pb2 import DENSE, FLOAT32, OUTPUT_UNSPECIFIED, VALUE_TYPE_UNSPECIFIED, Output, ValueType
 from quadrate.worker.models import pooling_name
-from quadrate.worker.reading import MAX_INPUTS, card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
+from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

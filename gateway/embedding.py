@@ -9,6 +9,7 @@ from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, t
 from gateway.routes import EMBED
 from gateway.work import check_contents
 from quadrate.errors import Internal, InvalidArgument, Unimplemented
+from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import embed_pb2, options_pb2
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from quadrate.telemetry import Metrics
     from quadrate.v1.model_pb2 import Model
 
-MAX_INPUTS = 2_048
-"""The most inputs of one request, as the OpenAI API has it."""
 _DENSE = {0, options_pb2.DENSE}
 _FLOAT32 = {0, options_pb2.FLOAT32}
 

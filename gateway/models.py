@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.embedding import MAX_INPUTS
 from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize
 from gateway.work import check_contents
+from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
 
 if TYPE_CHECKING:

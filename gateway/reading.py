@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.work import refuse_nul
-from quadrate.errors import EmptyInput, InvalidArgument
-from quadrate.v1.options_pb2 import DOCUMENT, NONE, QUERY
+from quadrate.errors import InvalidArgument
+from quadrate.inputs import choose_prompt, unreadable
+from quadrate.v1.options_pb2 import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gateway.work import Content, Name, Reading
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
-
-_ROLES: dict[int, str] = {QUERY: "query", DOCUMENT: "document"}
 
 
 @dataclass(slots=True)
@@ -38,29 +36,8 @@ class Tokens:
 
 
 def prompt_for(card: Model, reading: Reading) -> str:
-    """Return what is put before each text. Raises InvalidArgument for two ways to say it at once, or an unknown name."""
-    if reading.prompt is not None:
-        if reading.prompt_name is not None or reading.role:
-            raise InvalidArgument("prompt excludes prompt_name and role: it is used as it stands. Keep one.", param="prompt")
-        refuse_nul(reading.prompt, param="prompt")
-        return reading.prompt
-    if reading.prompt_name is not None:
-        return _named(card, reading)
-    if reading.role:
-        if reading.role not in _ROLES:
-            raise InvalidArgument(f"role {reading.role} is not known; use QUERY or DOCUMENT.", param="role")
-        return card.prompts.get(_ROLES[reading.role], "")
-    return card.prompts[card.default_prompt_name] if card.default_prompt_name else ""
-
-
-def _named(card: Model, reading: Reading) -> str:
-    if reading.role:
-        raise InvalidArgument("prompt_name and role both choose a prompt. Keep one.", param="prompt_name")
-    name = reading.prompt_name or ""
-    if name not in card.prompts:
-        known = ", ".join(f"'{known}'" for known in sorted(card.prompts)) or "none"
-        raise InvalidArgument(f"prompt_name is not a prompt of this model; its prompts: {known}.", param="prompt_name")
-    return str(card.prompts[name])
+    """Return what is put before each text. Raises InvalidArgument."""
+    return choose_prompt(card.prompts, card.default_prompt_name, role=reading.role, prompt=reading.prompt, prompt_name=reading.prompt_name)
 
 
 def truncation_for(card: Model, asked: int) -> int:
@@ -106,11 +83,6 @@ def fit(found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, na
         ids.append(content)
         total += length
     return Tokens(ids, cut, total)
-
-
-def unreadable(param: str) -> EmptyInput:
-    """Return the error for a text of which the tokenizer keeps nothing, such as blanks."""
-    return EmptyInput(f"{param} holds nothing that the model reads, only blanks or characters it drops. Leave it out.", param=param)
 
 
 def check_total(total: int, limit: int, *, names: str) -> None:

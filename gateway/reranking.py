@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_total, fit, tokenize, truncation_for, unreadable
+from gateway.reading import check_ids, check_total, fit, tokenize, truncation_for
 from gateway.routes import RERANK
-from gateway.work import check_contents, empty, refuse_nul
+from gateway.work import check_contents
 from quadrate.errors import ContextLengthExceeded, Internal, InvalidArgument
+from quadrate.inputs import empty, refuse_nul, unreadable
 from quadrate.v1 import options_pb2, rerank_pb2
 
 if TYPE_CHECKING:

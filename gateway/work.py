@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs
+from quadrate.inputs import check_count, empty, refuse_nul
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,26 +83,9 @@ def check_contents(contents: Sequence[Content], *, names: str, name: Name, limit
         TooManyInputs: There are more than `limit`.
         InvalidArgument: A text holds a NUL character.
     """
-    if not contents:
-        raise EmptyInput(f"{names} is empty. Send at least one.", param=names)
-    if len(contents) > limit:
-        raise TooManyInputs(
-            f"{names} holds {len(contents)} items; at most {limit} are allowed in one request. Send several requests.", param=names
-        )
+    check_count(len(contents), names=names, limit=limit)
     if not all(contents):
         raise empty(name(next(position for position, content in enumerate(contents) if not content)))
     for position, content in enumerate(contents):
         if type(content) is str and "\0" in content:
             refuse_nul(content, param=name(position))
-
-
-def empty(param: str) -> EmptyInput:
-    """Return the error for a text or a list of ids with nothing in it."""
-    return EmptyInput(f"{param} is empty. Leave it out, or send something to read.", param=param)
-
-
-def refuse_nul(text: str, *, param: str) -> None:
-    """Raise InvalidArgument for a NUL character, which is no text and ends strings early in other programs."""
-    position = text.find("\0")
-    if position >= 0:
-        raise InvalidArgument(f"{param} holds a NUL character (U+0000) at position {position}. Remove it.", param=param)

@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from quadrate.errors import EmptyInput, InvalidArgument, Unimplemented
+from quadrate.inputs import refuse_nul
 from quadrate.v1 import options_pb2, rerank_pb2
 from quadrate.v1.options_pb2 import NONE, RIGHT
 from quadrate.worker.models import pooling_name
-from quadrate.worker.reading import card_truncation, check_inputs, read, read_query, refuse_nul, resolve_truncation
+from quadrate.worker.reading import card_truncation, check_inputs, read, read_query, resolve_truncation
 from rerank_worker.scoring import SCORINGS, order, relevance
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _check_query(request: RerankRequest) -> None:
         raise InvalidArgument("query and query_token_ids are both set. Keep one.", param="query_token_ids")
     if not request.query and not request.HasField("query_token_ids"):
         raise EmptyInput("query is empty. Send what to look for.", param="query")
-    refuse_nul(request.query, "query")
+    refuse_nul(request.query, param="query")
 
 
 async def _read(request: RerankRequest, model: Model) -> tuple[NDArray[np.int32], Readings]:

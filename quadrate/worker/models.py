@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
-from quadrate.worker.reading import MAX_INPUTS, card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
+from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs
-from quadrate.v1.options_pb2 import DOCUMENT, LEFT, NONE, QUERY, RIGHT, Input, TokenIds, Truncation
+from quadrate.errors import InvalidArgument
+from quadrate.inputs import check_count, choose_prompt, empty, refuse_nul, unreadable
+from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT, Input, TokenIds, Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from quadrate.v1.embed_pb2 import EmbedRequest
     from quadrate.v1.model_pb2 import TokenizeRequest
 
-MAX_INPUTS = 2048
-"""The most inputs of one request."""
-
-_ROLES = {int(QUERY): "query", int(DOCUMENT): "document"}
 _CARD_TRUNCATIONS: dict[str, Truncation] = {"none": NONE, "left": LEFT, "right": RIGHT}
 
 
@@ -58,42 +55,25 @@ def resolve_truncation(asked: int, default: Truncation) -> Truncation:
 
 
 def resolve_prompt(model: Model, request: EmbedRequest | TokenizeRequest) -> str:
-    """Return what is put before each text. Raises InvalidArgument for two ways to say it at once, or an unknown name."""
-    prompts = model.facts.prompts
-    if request.HasField("prompt"):
-        if request.HasField("prompt_name") or request.role:
-            raise InvalidArgument("prompt excludes prompt_name and role: it is used as it stands. Keep one.", param="prompt")
-        refuse_nul(request.prompt, "prompt")
-        return request.prompt
-    if request.HasField("prompt_name"):
-        if request.role:
-            raise InvalidArgument("prompt_name and role both choose a prompt. Keep one.", param="prompt_name")
-        if request.prompt_name not in prompts:
-            known = ", ".join(sorted(prompts)) or "none"
-            raise InvalidArgument(f"prompt_name is not a prompt of this model; its prompts: {known}.", param="prompt_name")
-        return prompts[request.prompt_name]
-    if request.role:
-        if request.role not in _ROLES:
-            raise InvalidArgument(f"role {request.role} is not known; use QUERY or DOCUMENT.", param="role")
-        return prompts.get(_ROLES[request.role], "")
-    return prompts.get(model.facts.default_prompt_name, "")
+    """Return what is put before each text. Raises InvalidArgument."""
+    return choose_prompt(
+        model.facts.prompts,
+        model.facts.default_prompt_name,
+        role=request.role,
+        prompt=request.prompt if request.HasField("prompt") else None,
+        prompt_name=request.prompt_name if request.HasField("prompt_name") else None,
+    )
 
 
 def check_inputs(inputs: Sequence[Input], *, names: str, limit: int) -> None:
     """Refuse a list of inputs that cannot be worked on, whatever the model. Raises EmptyInput, TooManyInputs, InvalidArgument."""
-    if not inputs:
-        raise EmptyInput(f"{names} is empty. Send at least one.", param=names)
-    if len(inputs) > limit:
-        raise TooManyInputs(
-            f"{names} holds {len(inputs)} items; at most {limit} are allowed in one request. Send several requests.", param=names
-        )
+    check_count(len(inputs), names=names, limit=limit)
     for place, item in enumerate(inputs):
         kind = item.WhichOneof("content")
         if kind is None or (kind == "text" and not item.text):
-            param = f"{names}[{place}]{'.text' if kind else ''}"
-            raise EmptyInput(f"{param} is empty. Leave it out, or send something to read.", param=param)
+            raise empty(f"{names}[{place}]{'.text' if kind else ''}")
         if kind == "text":
-            refuse_nul(item.text, f"{names}[{place}].text")
+            refuse_nul(item.text, param=f"{names}[{place}].text")
 
 
 async def read(
@@ -158,13 +138,6 @@ def _fit(
 ) -> tuple[NDArray[np.int32], int]:
     """Return content ids as the model reads them, and how many were cut."""
     if not len(ids):
-        raise EmptyInput(f"{param} holds nothing that the model reads, only blanks or characters it drops. Leave it out.", param=param)
+        raise unreadable(param)
     kept, cut = tokenizer.fit(ids, truncation, param=param, limit=limit)
     return tokenizer.read(kept), cut
-
-
-def refuse_nul(text: str, param: str) -> None:
-    """Raise InvalidArgument for a NUL character, which is no text and ends strings early in other programs."""
-    position = text.find("\0")
-    if position >= 0:
-        raise InvalidArgument(f"{param} holds a NUL character (U+0000) at position {position}. Remove it.", param=param)
