@@ -56,11 +56,11 @@ def test_every_setting_is_documented(generator: Any, settings: type[BaseSettings
 
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:
-    """A name that is read from the environment by hand stands on the page, too."""
+    """A name that is read from the environment by hand stands on the page, too. Python's own are Python's to document."""
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     read = {name for source in _sources() for name in re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', source)}
     names = read | set(NOT_YET_USED) | {name for source in _sources() for name in re.findall(r'"((?:QUADRATE|HF)_[A-Z_]+)"', source)}
-    assert sorted(name for name in names if f"`{name}`" not in page) == []
+    assert sorted(name for name in names if f"`{name}`" not in page and not name.startswith("PYTHON")) == []
     assert "LOG_LEVEL" in names
 
 
