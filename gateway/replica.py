@@ -78,7 +78,7 @@ class Replica:
 
     async def follow(self, tokenizers: Tokenizers) -> None:
         """Keep `facts` true for as long as the task runs."""
-        if self.upstream.url.startswith(("https:", "grpcs:")):
+        if any(url.startswith(("https:", "grpcs:")) for url in (self.upstream.url, *self.upstream.replicas)):
             self._away(_NO_TLS)
             return
         pause = FIRST_PAUSE_SECONDS

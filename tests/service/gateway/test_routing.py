@@ -257,6 +257,15 @@ async def test_an_http_upstream_is_unavailable_and_says_why(open_door: Callable[
     await runner.cleanup()
 
 
+async def test_an_upstream_that_wants_tls_gets_nothing_in_the_clear(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """Neither by its url nor as a replica; readiness says why."""
+    tls = f"grpcs://{worker.target}"
+    for upstream in (f"{{type: grpc, url: '{tls}'}}", f"{{type: grpc, url: 'grpc://127.0.0.1:9', replicas: ['{tls}']}}"):
+        async with open_door(f"embeddings: [{{model: fake, upstream: {upstream}}}]") as door:
+            await door.until(lambda door=door: all("TLS" in one["reason"] for one in door.gateway.readiness.report()[1]["upstreams"]))
+            assert (await refused(door.embed.Embed(REQUEST))).status == "UNAVAILABLE"
+
+
 async def test_a_route_s_timeout_holds(open_door: Callable[..., Any], worker: FakeWorker) -> None:
     """An upstream with a timeout of its own is left after that."""
 
