@@ -40,7 +40,8 @@ def random_model(path: Path, *, pooling: str, **changes: Any) -> Path:
     """Save a random BERT of transformers as sentence-transformers saves its models."""
     import torch
     import transformers
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
 
     torch.manual_seed(7)
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 80}
@@ -51,8 +52,8 @@ def random_model(path: Path, *, pooling: str, **changes: Any) -> Path:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), **SPECIAL)
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(source)
-    body = models.Transformer(str(source), max_seq_length=50)
-    SentenceTransformer(modules=[body, models.Pooling(64, pooling_mode=pooling), models.Normalize()]).save(str(path / "saved"))
+    body = modules.Transformer(str(source), max_seq_length=50)
+    SentenceTransformer(modules=[body, modules.Pooling(64, pooling_mode=pooling), modules.Normalize()]).save(str(path / "saved"))
     return path / "saved"
 
 
