@@ -293,9 +293,7 @@ class Scheduler:
     def _submit(self, job: Job, readings: Sequence[NDArray[np.int32]]) -> None:
         lane = job.lane
         if lane.failed or self._closed:
-            raise Unavailable(
-                f"The model {lane.name} does not run: {lane.failed or 'the worker is stopping'}. Try again.", retry_after_seconds=1.0
-            )
+            raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
         self._seen[lane.name] = None
         costs = [lane.cost.share(len(reading)) for reading in readings]
         with self._changed:
@@ -325,6 +323,8 @@ class Scheduler:
             )
         ready = self._ahead(last) + own / self._rules.runners
         if job.deadline is not None and job.lane.cost.runs and self._clock() + ready > job.deadline:
+            if not self._waiting:
+                raise DeadlineExceeded(f"The answer would take {ready:.3f} s, which is more than the deadline leaves. Allow more time.")
             self._meter.dropped(job.lane, "overloaded", len(job.results))
             raise Overloaded(
                 f"The answer would take {ready:.1f} s, the deadline is in {max(0.0, job.deadline - self._clock()):.1f} s. "

@@ -304,9 +304,16 @@ async def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     """A deadline that cannot be kept is refused at once."""
     async with bench() as made:
         made.lane.cost.learn([10], 0.01)
-        with pytest.raises(Overloaded, match="the deadline is in"):
+        with pytest.raises(DeadlineExceeded, match="more than the deadline leaves"):
             await made.run(1000, count=2000, tokens=64, deadline=made.clock.now + 0.0001)
         assert made.session.runs == []
+        first = await made.busy()
+        second = made.run(7)
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="the deadline is in"):
+            await made.run(1000, count=2000, tokens=64, deadline=made.clock.now + 1)
+        made.session.gate.set()
+        await asyncio.gather(first, second)
 
 
 async def test_a_session_that_raises_fails_its_model_and_frees_every_waiter() -> None:
