@@ -91,6 +91,8 @@ class Replica:
                 self._away(self._explain(exc))
             except TokenizerError as exc:
                 self._away(str(exc))
+            except Exception as exc:  # noqa: BLE001 - whatever a worker says, it is told and asked again
+                self._away(f"what it answers cannot be understood ({type(exc).__name__})")
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, guards nothing
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from conftest import Door, refused, routing
 
+from quadrate.testing import worker as fakes
 from quadrate.testing.worker import FakeWorker, fake_card
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 
 def reranker() -> model_pb2.Model:
@@ -99,3 +102,18 @@ async def test_a_peer_whose_name_is_unknown_is_left_out_of_the_metrics(open_door
         async with aiohttp.ClientSession() as session, session.get(f"{door.http}/metrics/mesh") as answer:
             assert answer.status == 200
             assert f'gateway="127.0.0.1:{door.gateway.server.http_port}"' in await answer.text()
+
+
+async def test_a_worker_that_speaks_nonsense_is_asked_again(open_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reason is told, and once it speaks sense it serves."""
+    sane = fakes._Models.list_models
+    answers: list[Any] = []
+
+    async def nonsense_at_first(*given: Any) -> Any:
+        answers.append(given)
+        return b"\xff\xff" if len(answers) <= 2 else await sane(*given)
+
+    monkeypatch.setattr(fakes._Models, "list_models", nonsense_at_first)
+    async with FakeWorker() as worker, open_door(routing(worker)) as door:
+        await door.until(lambda: any("cannot be understood" in reason for reason in reasons(door)))
+        await door.until_serving()
