@@ -36,6 +36,8 @@ class ApiKey(Schema):
             raise ValueError("an API key needs either key or sha256")
         if self.key is not None and not self.key.get_secret_value().strip():
             raise ValueError("an API key is empty")
+        if self.key is not None and self.key.get_secret_value() != self.key.get_secret_value().strip():
+            raise ValueError("an API key begins or ends with a blank, which no header can carry")
         if self.expires is not None and self.expires.tzinfo is None:
             raise ValueError("expires needs a time zone, for example 2027-01-31T00:00:00Z")
         return self

@@ -106,6 +106,7 @@ def test_a_bad_routing_file_is_refused_with_line_and_way_out(text: str, expected
         ("api_keys: [{sha256: abc}]", "api_keys[0].sha256"),
         ("api_keys: [a, a]", "stands there twice"),
         ("api_keys: ['']", "is empty"),
+        ("api_keys: ['secret ']", "begins or ends with a blank"),
         ("api_keys: [{key: k, expires: 2027-01-31T00:00:00}]", "needs a time zone"),
         ("api_key: [a]", "did you mean 'api_keys'?"),
     ],
