@@ -21,6 +21,28 @@ _T = TypeVar("_T")
 _BLANK_BEFORE_COLON = (b" :", b"\t:", b"\n:", b"\r:")
 _MAX_INTEGER = 2**63
 
+FIELDS = frozenset(
+    [
+        "model",
+        "input",
+        "encoding_format",
+        "dimensions",
+        "user",
+        "input_type",
+        "prompt_name",
+        "truncate",
+        "query",
+        "documents",
+        "text",
+        "top_n",
+        "top_k",
+        "return_documents",
+        "max_tokens_per_doc",
+        "instruction",
+    ]
+)
+"""Names that may be told as `param`, which is logged, too: any other key is a word of the caller's own."""
+
 
 def read_object(data: bytes) -> dict[str, Any]:
     """Return a body's JSON object. Raises InvalidArgument that says what is wrong and where, with nothing of the body in it."""
@@ -69,7 +91,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
         if key in seen:
             raise InvalidArgument(
                 "A key stands twice in one JSON object, so it is not clear which value is meant. Keep one.",
-                param=key if key.isidentifier() and len(key) <= 64 else None,  # noqa: PLR2004 - the longest name worth repeating
+                param=key if key in FIELDS else None,
                 code="duplicate_key",
             )
         seen.add(key)

@@ -25,7 +25,7 @@ class GatewaySettings(BaseSettings):
     """What one gateway process is told. Every field is the environment variable `ROUTER_` and its name, unless it says another."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ROUTER_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+        env_prefix="ROUTER_", env_ignore_empty=True, frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     host: str = "127.0.0.1"

@@ -34,7 +34,9 @@ def usable_cores() -> int:
 class WorkerSettings(BaseSettings):
     """What one worker process is told. Every field is the variable `EMBED_` or `RERANK_` and its name, unless it says another."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ()
     """The models to serve: aliases of the catalogue, separated by commas."""

@@ -146,3 +146,10 @@ def test_a_choice_lists_what_is_allowed() -> None:
     assert body.choice({"a": "LEFT"}, "a", {"left": 1}, 0) == 1
     with pytest.raises(InvalidArgument, match="a must be one of 'left', 'right'"):
         body.choice({"a": "up"}, "a", {"left": 1, "right": 2}, 0)
+
+
+def test_a_key_of_the_callers_own_is_not_repeated_as_a_parameter() -> None:
+    """`param` is logged, and no word of a user stands in a log."""
+    with pytest.raises(InvalidArgument) as caught:
+        body.read_object(b'{"hunter2":1,"hunter2":2}')
+    assert caught.value.param is None
