@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from gateway.relay import MOST_INPUTS, Relay
-from quadrate.errors import BY_REASON, BY_STATUS, DeadlineExceeded, Internal, QuadrateError, Unavailable
+from quadrate.client import failures
+from quadrate.errors import DeadlineExceeded, Internal, QuadrateError, Unavailable
 from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -116,12 +116,7 @@ class Peer:
 
 def translate(error: grpc.aio.AioRpcError) -> QuadrateError:
     """Return an upstream's error as ours, with its reason and parameter where it gave them."""
-    info, retry = _details(error)
-    if info is None:
-        return _of_transport(error.code())
-    kind = BY_REASON.get(info.reason) or BY_STATUS.get(error.code(), Internal)
-    message = error.details() or f"The worker answered {error.code().name} without a sentence."
-    return kind(message, param=info.metadata.get("param") or None, retry_after_seconds=retry)
+    return failures.told(error) or _of_transport(error.code())
 
 
 def _of_transport(status: grpc.StatusCode) -> QuadrateError:
@@ -134,20 +129,3 @@ def _of_transport(status: grpc.StatusCode) -> QuadrateError:
     if status in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED):
         return Internal(f"The worker that serves this model answered {status.name} without a reason. Tell the operator.")
     return Unavailable("The worker that serves this model was lost before it answered. Try again.")
-
-
-def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
-    trailers: Any = error.trailing_metadata() or ()
-    packed = next((value for key, value in trailers if key == "grpc-status-details-bin"), None)
-    if not isinstance(packed, bytes):
-        return None, None
-    info, seconds = None, None
-    for detail in status_pb2.Status.FromString(packed).details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
-            seconds = retry.retry_delay.ToTimedelta().total_seconds()
-    return info, seconds

@@ -27,11 +27,16 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 def from_rpc(failure: grpc.aio.AioRpcError) -> QuadrateError:
     """Return the error that a failed call means. The request id, where the server told one, stands in a note of the exception."""
-    error = _detailed(_trailer(failure, _DETAILS_KEY)) or _plain(failure.code(), failure.details() or "")
+    error = told(failure) or _plain(failure.code(), failure.details() or "")
     request_id = _trailer(failure, "x-request-id")
     if isinstance(request_id, str):
         error.add_note(f"request id: {request_id}")
     return error
+
+
+def told(failure: grpc.aio.AioRpcError) -> QuadrateError | None:
+    """Return the error that one of our servers described, or None if the failure was made by something on the way."""
+    return _detailed(_trailer(failure, _DETAILS_KEY))
 
 
 class Outcome:
