@@ -1,7 +1,7 @@
 """The requests of many callers on one stream to a worker, several to a message.
 
 A call of its own costs this process and the worker twice what a message of an open stream does, and several requests may share a message.
-While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for a millisecond. Requests of
+While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for some milliseconds. Requests of
 many inputs go by calls of their own (`peers`): a large answer would hold up the small ones behind it.
 """
 
@@ -26,7 +26,9 @@ MOST_INPUTS = 32
 """Requests of more inputs are not relayed."""
 BUSY = 8
 """From so many awaited answers on, requests gather before they are sent."""
-GATHER_SECONDS = 0.001
+GATHER_SECONDS = 0.004
+"""A gateway's process forwards at most about two requests a millisecond, so that eight are awaited only where answers take 4 ms and more:
+gathering then costs a part of what a request takes anyway, and saves a quarter of the mesh's own work (docs/decisions.md)."""
 MESSAGE_BYTES = 2**20
 """Requests that would make a message larger than this wait for the next one: a worker ends a stream that brings more than 8 MiB at once."""
 _PATH = "/quadrate.v1.RelayService/Relay"
