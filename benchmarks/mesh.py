@@ -158,8 +158,9 @@ def load(port: int, bodies: Sequence[str], seconds: float, connections: int = CO
 
 def bodies_of(texts: Sequence[str], size: int) -> list[str]:
     """Return JSON bodies of `size` texts each."""
+    options = {"model": "minilm", "encoding_format": "base64", "truncate": "right"}
     groups = [list(texts[start : start + size]) for start in range(0, len(texts) - size + 1, size)]
-    return [json.dumps({"model": "minilm", "input": group[0] if size == 1 else group, "encoding_format": "base64"}) for group in groups]
+    return [json.dumps({**options, "input": group[0] if size == 1 else group}) for group in groups]
 
 
 def compare(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:

@@ -1,8 +1,8 @@
 """The requests of many callers on one stream to a worker, several to a message.
 
 A call of its own costs this process and the worker twice what a message of an open stream does, and several requests may share a message.
-While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for some milliseconds. Requests of
-many inputs go by calls of their own (`peers`): a large answer would hold up the small ones behind it.
+While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for some milliseconds.
+Requests of many inputs go by calls of their own (`peers`): a large answer would hold up the small ones behind it.
 """
 
 from __future__ import annotations
