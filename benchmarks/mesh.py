@@ -2,7 +2,8 @@
 
     python benchmarks/mesh.py rest      the mesh over REST against its engine in process, in turn; 1 and 32 texts a request, 32 connections
     python benchmarks/mesh.py idle      one request at a time: through Envoy and gateway, against the worker alone
-    python benchmarks/mesh.py null      requests a second when the model's run alone is replaced; everything else stays on
+    python benchmarks/mesh.py null      requests a second when the model's run alone is replaced; everything else stays on, and with
+                                        --traces RATIO that share of requests is sent as traces to a collector on this machine
     python benchmarks/mesh.py start     from `quadrate up` to the first right answer
     python benchmarks/mesh.py memory    proportional set size at rest, and after minutes of random lengths and cancelled calls
 
@@ -17,6 +18,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import grpc
 import grpc.aio
 import psutil
 
@@ -42,6 +45,7 @@ from quadrate.v1 import embed_pb2, embed_pb2_grpc, options_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.connection import Connection
 
 CONNECTIONS = 32
 TEXTS = 1_000
@@ -250,10 +254,43 @@ def idle(options: argparse.Namespace) -> dict[str, Any]:
     return {"medians": medians, "added, ms": {name: value - base for name, value in medians.items()}}
 
 
+async def _collect(port: Connection) -> None:
+    """Take traces over OTLP and forget them."""
+
+    async def export(_: bytes, __: Any) -> bytes:
+        return b""
+
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+    name = "opentelemetry.proto.collector.trace.v1.TraceService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    port.send(server.add_insecure_port("127.0.0.1:0"))
+    await server.start()
+    await server.wait_for_termination()
+
+
+@contextlib.contextmanager
+def collector(ratio: float | None) -> Iterator[dict[str, str]]:
+    """Run a collector in a process of its own and give the environment that sends it `ratio` of all traces; None: none of it."""
+    if ratio is None:
+        yield {}
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run_collector, args=(theirs,), daemon=True)
+    process.start()
+    yield {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{ours.recv()}", "OTEL_TRACES_SAMPLER_ARG": str(ratio)}
+    process.terminate()
+
+
+def _run_collector(port: Connection) -> None:
+    asyncio.run(_collect(port))
+
+
 def null(options: argparse.Namespace) -> dict[str, Any]:
     """Requests a second of one short text with a null model: what the mesh itself costs."""
     bodies = bodies_of(["What is the capital of France?"], 1)
-    with Mesh(EMBED_SESSION="null") as mesh:
+    with collector(options.traces) as environment, Mesh(EMBED_SESSION="null", **environment) as mesh:
         load(mesh.port, bodies, 3)
         loads = [load(mesh.port, bodies, options.seconds) for _ in range(options.rounds)]
         before = {role: _cpu_seconds(process) for role, process in mesh.processes().items()}
@@ -344,6 +381,7 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--rounds", type=int, default=3, help="how often each measure is taken")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of one measure under load")
+    parser.add_argument("--traces", type=float, metavar="RATIO", help="null: send this share of requests as traces")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the memory test")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     options = parser.parse_args()
