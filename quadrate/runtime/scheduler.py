@@ -371,17 +371,20 @@ class Scheduler:
         with self._changed:
             dropped = 0 if job.over else sum(1 for result in job.results if result is None)
             job.over = True
-            self._waiting_seconds -= job.waiting_seconds
-            job.waiting_seconds = 0.0
+            self._forget(job)
+            if len(job.results) > batching.WINDOW:  # the window may not come to the last of them for long
+                self._waiting = [text for text in self._waiting if text.job is not job]
         if dropped:
             self._meter.dropped(job.lane, reason, dropped)
 
     def _deliver(self, batch: Batch, finished: Sequence[Job]) -> None:
         self.runs += 1
-        self._meter.ran(batch)
-        for job in finished:
-            if not job.future.done():
-                job.future.set_result(None)
+        try:
+            self._meter.ran(batch)
+        finally:
+            for job in finished:
+                if not job.future.done():
+                    job.future.set_result(None)
 
     # On the runners' threads.
 
@@ -397,12 +400,13 @@ class Scheduler:
         with self._changed:
             while not self._closed:
                 self._drop()
-                if self._waiting and not self._gathering():
+                gathering = self._gathering()
+                if self._waiting and not gathering:
                     self._running[slot] = batch = self._take()
                     return batch
                 self._idle += 1
                 try:
-                    self._changed.wait(self._gathering() or None)
+                    self._changed.wait(gathering or None)
                 finally:
                     self._idle -= 1
             return None
@@ -415,18 +419,16 @@ class Scheduler:
         return max(0.0, min(text.job.submitted for text in self._waiting) + delay - self._clock())
 
     def _drop(self) -> None:
-        """Take out of the window what need not run any more. Under the lock."""
+        """Take out what need not run any more, until nothing of it is in the window. Under the lock."""
         now = self._clock()
-        window = self._waiting[: batching.WINDOW]
-        keep = [text for text in window if not (text.job.over or text.job.lane.broken or self._late(text, now))]
-        if len(keep) < len(window):
+        while True:
+            window = self._waiting[: batching.WINDOW]
+            keep = [text for text in window if not (text.job.over or text.job.lane.broken or self._late(text, now))]
+            if len(keep) == len(window):
+                return
             self._waiting[: batching.WINDOW] = keep
-            if not keep:
-                self._drop_all_over()
-
-    def _drop_all_over(self) -> None:
-        """Take out everything whose job is over: a whole window was, so there may be many more. Under the lock."""
-        self._waiting = [text for text in self._waiting if not text.job.over]
+            if not keep:  # a whole window was, so there may be many more
+                self._waiting = [text for text in self._waiting if not (text.job.over or text.job.doomed or text.job.lane.broken)]
 
     def _late(self, text: Text, now: float) -> bool:
         """Whether a text can no longer be of use; its job is then ended by the right error. Under the lock."""
@@ -442,7 +444,13 @@ class Scheduler:
         else:
             return False
         job.doomed = True
+        self._forget(job)
         return True
+
+    def _forget(self, job: Job) -> None:
+        """Count the waiting texts of a job no longer. Under the lock."""
+        self._waiting_seconds -= job.waiting_seconds
+        job.waiting_seconds = 0.0
 
     def _take(self) -> Batch:
         """Plan the next batch and take it out of the queue. Under the lock."""

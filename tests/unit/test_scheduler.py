@@ -30,9 +30,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.step = 0.0
+        """How far it moves each time somebody looks."""
 
     def __call__(self) -> float:
         """Return the time."""
+        self.now += self.step
         return self.now
 
 
@@ -255,6 +258,45 @@ async def test_a_text_that_cannot_be_ready_in_time_is_dropped_when_planned() -> 
         assert [texts for texts, _ in made.session.runs] == [[0]]
 
 
+async def test_nothing_of_a_large_request_runs_once_it_is_too_late() -> None:
+    """Nothing of a large request runs once it is too late, and what it would have taken is counted no more."""
+    async with bench() as made:
+        first = await made.busy()
+        late = made.run(5, count=200, tokens=60, deadline=made.clock.now + 1000)
+        await asyncio.sleep(0)
+        made.clock.now += 999.99
+        made.session.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await first
+        assert await made.run(6) == [6]
+        assert [texts for texts, _ in made.session.runs] == [[0], [6]]
+        assert made.scheduler.queued() == {"fake": (0, 0.0)}
+
+
+async def test_a_large_request_whose_caller_leaves_holds_no_memory() -> None:
+    """A large request whose caller leaves holds no memory, however much stands before its texts."""
+    async with bench() as made:
+        first = await made.busy()
+        stays, gone = [made.run(number) for number in range(1, 100)], made.run(1000, count=500, tokens=60)
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert len(made.scheduler._waiting) == len(stays)
+        made.session.gate.set()
+        await asyncio.gather(first, *stays)
+
+
+async def test_a_meter_that_fails_keeps_nobody_from_the_answer() -> None:
+    """A meter that fails keeps nobody from the answer."""
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    async with bench() as made:
+        made.notes.batches = None  # type: ignore[assignment]  # appending to it raises
+        assert await asyncio.wait_for(made.run(5), 10) == [5]
+    assert isinstance(heard[0]["exception"], AttributeError)
+
+
 async def test_who_waited_too_long_for_the_first_run_is_told_to_come_back() -> None:
     """Who waited too long for the first run is told to come back."""
     async with bench(queue_seconds=3.0) as made:
@@ -321,7 +363,7 @@ async def test_a_session_that_raises_fails_its_model_and_frees_every_waiter() ->
     async with bench() as made:
         made.session.error = RuntimeError("out of memory")
         first = await made.busy()
-        second, third = made.run(5), made.run(6, count=3)
+        second, third = made.run(5), made.run(6, count=200)
         await asyncio.sleep(0)
         made.session.gate.set()
         for outcome in await asyncio.gather(first, second, third, return_exceptions=True):
@@ -377,3 +419,11 @@ async def test_a_configured_delay_lets_an_idle_runner_gather() -> None:
         tasks.append(made.run(3))
         assert await asyncio.gather(*tasks) == [[1], [2], [3]]
         assert len(made.session.runs) == 1
+
+
+@pytest.mark.parametrize("step", [0.003, 0.006, 0.008, 0.009])
+async def test_a_delay_that_ends_while_one_looks_is_not_slept_through(step: float) -> None:
+    """A delay that ends between two looks at the clock is not slept through until somebody else comes."""
+    async with bench(delay_seconds=0.02) as made:
+        made.clock.step = step
+        assert await asyncio.wait_for(made.run(1), 10) == [1]
