@@ -68,9 +68,9 @@ class Mesh:
         return "".join(path.read_text(errors="replace") for path in sorted(self.state.rglob("*.log*")))
 
     def process_logs(self) -> str:
-        """Return what edge, gateways and workers have logged."""
-        found = (path for path in sorted(self.state.rglob("*.log")) if path.stem != "supervisor")
-        return "".join(path.read_text(errors="replace") for path in found)
+        """Return what edge, gateways and workers have logged, whole lines only: Envoy flushes its buffer in the middle of one, too."""
+        found = (path.read_text(errors="replace") for path in sorted(self.state.rglob("*.log")) if path.stem != "supervisor")
+        return "".join(text[: text.rfind("\n") + 1] for text in found)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `quadrate` with these arguments, of this mesh's state."""
