@@ -100,9 +100,10 @@ class Catalogue:
             loaded = Engine(model, scheduler)
             await loaded.prove()
         except (ConfigError, StoreError, QuadrateError) as error:
-            self.is_misconfigured &= isinstance(error, ConfigError)
-            self._set(alias, model_pb2.MODEL_STATE_UNAVAILABLE, str(error))
-            log.error("model cannot be served", model=alias, reason=str(error))
+            self._give_up(alias, str(error), is_misconfigured=isinstance(error, ConfigError))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a library raised, a model must not stay "loading" for ever
+            self._give_up(alias, f"loading raised {type(error).__name__}: {error}", is_misconfigured=False)
             return
         seconds = time.monotonic() - started
         self._set(alias, model_pb2.MODEL_STATE_READY, "", loaded)
@@ -112,6 +113,11 @@ class Catalogue:
         metrics.gauge(f"{prefix}_model_memory_bytes", alias).set(model.weight_bytes)
         facts = {"revision": model.revision, "provider": model.session.provider, "seconds": round(seconds, 3)}
         log.info("model ready", model=alias, max_tokens=model.facts.max_tokens, **facts)
+
+    def _give_up(self, alias: str, reason: str, *, is_misconfigured: bool) -> None:
+        self.is_misconfigured &= is_misconfigured
+        self._set(alias, model_pb2.MODEL_STATE_UNAVAILABLE, reason)
+        log.error("model cannot be served", model=alias, reason=reason)
 
     def failed(self, lane: Lane) -> None:
         """State that a model answers no more."""

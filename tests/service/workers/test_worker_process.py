@@ -95,6 +95,20 @@ async def test_a_model_that_cannot_be_served_does_not_take_the_others_along(cata
         assert await check(made, "") == SERVING
 
 
+async def test_a_library_that_raises_while_a_model_loads_ends_the_worker(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a library raises while the only model loads, nobody is left to wait for it: the process leaves, to be started again."""
+
+    def broken(*_: Any) -> engine.Model:
+        raise RuntimeError("the disk has gone")
+
+    monkeypatch.setattr(engine, "load", broken)
+    async with running("embed", catalogue, "tiny", wait=False) as made:
+        await asyncio.wait_for(asyncio.gather(made.worker.loaded.wait(), made.worker.server.run()), 10)
+        assert made.worker.status == 70
+        entry = made.worker.catalogue.entry("tiny")
+        assert (entry.state, entry.reason) == (model_pb2.MODEL_STATE_UNAVAILABLE, "loading raised RuntimeError: the disk has gone")
+
+
 async def test_a_session_that_breaks_ends_the_worker(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that raises turns the model NOT_SERVING, tells its callers to try again, and ends the process with a status of its own."""
     async with running("embed", catalogue, "tiny") as made:
