@@ -12,7 +12,7 @@ from quadrate.cli import catalogue
 from quadrate.cli.local_routes import LOOPBACK, localised, served_here, with_added
 from quadrate.cli.plan import Folder, Plan, Process
 from quadrate.config.auth import load_auth
-from quadrate.config.edge import EdgeSettings
+from quadrate.config.edge import load_edge_settings
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
 from quadrate.errors import ConfigError
@@ -20,6 +20,7 @@ from quadrate.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from quadrate.config.edge import EdgeSettings
     from quadrate.config.models import ModelCard, ModelsFile
     from quadrate.config.yamlfile import Schema
 
@@ -133,9 +134,9 @@ def write(mesh: Mesh, folder: Folder) -> None:
 
 
 def edge_settings(options: Options) -> EdgeSettings:
-    """Return the edge's settings: the environment's, with the addresses of this mesh."""
+    """Return the edge's settings: the environment's, with the addresses of this mesh. Raises ConfigError."""
     grpc, http = zip(*(_ports(options.gateway_port, number) for number in range(options.gateways)), strict=True)
-    return EdgeSettings(
+    return load_edge_settings(
         host=options.host,
         port=options.port,
         admin=f"{LOOPBACK}:{options.admin_port}",

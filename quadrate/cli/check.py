@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadrate.cli import assemble
+from quadrate.cli import assemble, preflight
 from quadrate.config.auth import load_auth
-from quadrate.config.gateway import load_gateway_settings, not_yet_used
+from quadrate.config.gateway import not_yet_used
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.edge import command, render
 from quadrate.errors import ConfigError, StoreError
@@ -27,7 +27,7 @@ def run(options: Options, *, as_json: bool) -> int:
         "routing.yaml and models.yaml": lambda: _mesh(options),
         "auth.yaml": lambda: _auth(options.config),
         "rate_limits.yaml": lambda: _limits(options.config),
-        "environment": _environment,
+        "environment": lambda: _environment(options),
         "envoy": lambda: _envoy(options),
     }
     outcomes = {name: _outcome(check) for name, check in parts.items()}
@@ -67,8 +67,8 @@ def _limits(config: Path) -> str:
     return "read; this version does not enforce them"
 
 
-def _environment() -> str:
-    load_gateway_settings()
+def _environment(options: Options) -> str:
+    preflight.check_environment(options.precision)
     unused = not_yet_used()
     return f"good, but {', '.join(unused)} change nothing in this version" if unused else "nothing wrong"
 

@@ -6,16 +6,13 @@ import importlib.util
 import socket
 from typing import TYPE_CHECKING
 
-import pydantic
-
+from quadrate.config.edge import load_edge_settings
 from quadrate.config.gateway import load_gateway_settings
-from quadrate.config.worker import EmbedSettings, RerankSettings
+from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from pydantic_core import ErrorDetails
 
 _ENGINE = ("onnx", "onnxruntime", "safetensors")
 
@@ -30,16 +27,9 @@ def check_packages(*, workers: bool) -> None:
 def check_environment(precision: str) -> None:
     """Raise ConfigError for what the processes would refuse in their environment."""
     load_gateway_settings()
-    for settings, prefix in ((EmbedSettings, "EMBED_"), (RerankSettings, "RERANK_")):
-        try:
-            settings(precision=precision)
-        except pydantic.ValidationError as exc:
-            raise ConfigError("; ".join(_wrong(error, prefix) for error in exc.errors())) from exc
-
-
-def _wrong(error: ErrorDetails, prefix: str) -> str:
-    where = f"{prefix}{str(error['loc'][0]).upper()}: " if error["loc"] else ""
-    return where + error["msg"].removeprefix("Value error, ")
+    load_worker_settings(EmbedSettings, precision=precision)
+    load_worker_settings(RerankSettings, precision=precision)
+    load_edge_settings()
 
 
 def check_ports(host: str, ports: Mapping[int, tuple[str, str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -98,10 +98,10 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def load_edge_settings() -> EdgeSettings:
-    """Read the environment; raises ConfigError that names each wrong variable."""
+def load_edge_settings(**given: Any) -> EdgeSettings:
+    """Read the environment, with the fields `given` before it; raises ConfigError that names each wrong variable."""
     try:
-        return EdgeSettings()
+        return EdgeSettings(**given)
     except pydantic.ValidationError as exc:
         wrong = "; ".join(f"{_name(error['loc'])}: {error['msg'].removeprefix('Value error, ')}" for error in exc.errors())
         raise ConfigError(wrong) from exc

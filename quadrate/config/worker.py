@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -131,10 +131,10 @@ class RerankSettings(WorkerSettings):
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 
 
-def load_worker_settings(kind: type[SettingsT]) -> SettingsT:
-    """Read the environment; raises ConfigError that names each wrong variable."""
+def load_worker_settings(kind: type[SettingsT], **given: Any) -> SettingsT:
+    """Read the environment, with the fields `given` before it; raises ConfigError that names each wrong variable."""
     try:
-        return kind()
+        return kind(**given)
     except pydantic.ValidationError as exc:
         raise ConfigError("\n".join(_describe(kind, error["loc"], error["msg"]) for error in exc.errors())) from exc
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from quadrate.cli import assemble, catalogue, logfile, preflight
+from quadrate.cli import assemble, catalogue, check, logfile, preflight
 from quadrate.cli.assemble import Options
 from quadrate.cli.banner import command_name
 from quadrate.cli.banner import text as banner_text
@@ -190,6 +190,18 @@ def test_what_workers_would_refuse_is_refused_first() -> None:
     preflight.check_environment("exact")
     with pytest.raises(ConfigError, match="exact"):
         preflight.check_environment("small")
+
+
+@pytest.mark.parametrize("name", ["EMBED_THREADS", "RERANK_MAX_DOCUMENTS", "EDGE_THREADS", "ROUTER_PORT"])
+def test_a_wrong_variable_of_any_process_is_named_before_a_start(
+    name: str, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable that one of the processes would refuse is named, whichever it is, by `up` and by `config check`."""
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        preflight.check_environment("exact")
+    assert check.run(options, as_json=False) == 1
+    assert f"BAD   environment: {name}: " in capsys.readouterr().out
 
 
 def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) -> None:
