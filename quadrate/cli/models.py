@@ -51,8 +51,10 @@ def verify(config: Path, aliases: Sequence[str]) -> int:
     """Hash the files of the models that are here and say what is wrong; returns 1 if anything is."""
     failed = False
     for alias, card in _cards(config, aliases).items():
-        stored = store.find(card)
+        stored = store.kept(card)
         problems = store.verify(stored) if stored else []
+        if stored and not problems and store.find(card) is None:
+            problems = [f"{stored.path} does not hold the files that the model's card names."]
         verdict = "not in the store" if stored is None else "damaged" if problems else "good"
         print("\n".join([f"{alias}: {verdict}", *(f"  {problem}" for problem in problems)]))
         failed = failed or bool(problems) or (stored is None and alias in aliases)
@@ -65,7 +67,7 @@ def remove(config: Path, aliases: Sequence[str]) -> int:
     """Delete models from the store. What several aliases share goes once, and is named."""
     cards = _cards(config, ())
     for alias, card in _cards(config, aliases).items():
-        stored = store.find(card)
+        stored = store.kept(card)
         if stored is None:
             print(f"{alias}: not in the store")
             continue

@@ -235,10 +235,18 @@ def test_a_damaged_file_is_found_and_fetched_again(puller: Puller) -> None:
     damaged.write_bytes(FILES["tokenizer.json"][::-1])
     found = puller.run("verify")
     assert found.returncode == 1
-    assert "tiny: not in the store" in found.stdout or "is damaged" in found.stdout
+    assert f"tiny: damaged\n  {damaged} is damaged: its SHA-256 is " in found.stdout
     assert puller.run().returncode == 0
     _assert_whole(puller.model)
     assert "tiny: good" in puller.run("verify").stdout
+
+
+def test_a_damaged_model_can_be_removed(puller: Puller) -> None:
+    """A model whose files are damaged is in the store all the same, and can be removed from it."""
+    assert puller.run().returncode == 0
+    (puller.model / "tokenizer.json").unlink()
+    assert "tiny: removed" in puller.run("remove").stdout
+    assert not puller.model.exists()
 
 
 def test_a_stale_partial_download_is_swept_away(puller: Puller) -> None:

@@ -126,6 +126,17 @@ def find(card: ModelCard) -> StoredModel | None:
         return None
 
 
+def kept(card: ModelCard) -> StoredModel | None:
+    """Return what the store holds of the source of `card`, whole or damaged, without fetching or waiting."""
+    if isinstance(card.source, FolderSource):
+        return None
+    target = _place(card.source)
+    try:
+        return StoredModel(target, _revision(target))
+    except LookupError:
+        return None
+
+
 def offline() -> bool:
     """Whether fetching is switched off."""
     switches = ("QUADRATE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
