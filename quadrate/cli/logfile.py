@@ -24,7 +24,8 @@ def bound(log: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > limit_bytes:
-            shutil.copyfile(log, log.with_suffix(".log.1"))
+            with contextlib.suppress(OSError):  # a full disk is the last reason to let it grow on
+                shutil.copyfile(log, log.with_suffix(".log.1"))
             with log.open("rb+") as file:
                 file.truncate(0)
 

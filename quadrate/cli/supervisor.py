@@ -183,7 +183,7 @@ class Supervisor:
             ) from None
         self._state.state = "ready"
         self._write()
-        print(self._folder.banner.read_text(), flush=True)
+        say(self._folder.banner.read_text())
         await asyncio.Event().wait()
 
     async def _bound_logs(self) -> None:
@@ -218,7 +218,11 @@ class Supervisor:
             self._write()
 
     def _write(self) -> None:
-        self._folder.write_state(self._state)
+        """Write the state down. A disk that takes nothing now takes the next one, perhaps; the mesh runs on."""
+        try:
+            self._folder.write_state(self._state)
+        except OSError as exc:
+            say(f"{self._folder.path} cannot be written ({exc.strerror}); what `quadrate status` tells is old.", bad=True)
 
 
 def say(text: str, *, bad: bool = False) -> None:

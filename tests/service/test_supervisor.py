@@ -40,14 +40,14 @@ class Running:
         self.output = folder.path / "output.txt"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *processes: Process) -> None:
-        """Write the plan and start the supervisor."""
+    async def start(self, *processes: Process, stdout: Path | None = None) -> None:
+        """Write the plan and start the supervisor; what it prints goes to `stdout` or to its output."""
         self.folder.create()
         self.folder.banner.write_text("All answer.")
         self.folder.write_plan(Plan("127.0.0.1:1", processes))
-        with self.output.open("wb") as output:
+        with self.output.open("wb") as output, (stdout or self.output).open("ab") as printed:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "quadrate.cli.supervisor", str(self.folder.path), stdout=output, stderr=output
+                sys.executable, "-m", "quadrate.cli.supervisor", str(self.folder.path), stdout=printed, stderr=output
             )
         await eventually(lambda: self.folder.read_state() is not None, "the first state")
 
@@ -133,6 +133,23 @@ async def test_a_process_that_dies_is_started_again(running: Running) -> None:
     await eventually(lambda: (row := running.process("worker")).state == "ready" and row.pid != first, "ready again")
     assert running.process("worker").restarts == 1
     assert "worker was killed by SIGKILL; it is started again in 0.5 s" in running.output.read_text()
+
+
+async def test_a_full_disk_does_not_stop_the_mesh(running: Running) -> None:
+    """While neither its state nor its banner can be written, the supervisor runs the mesh on, and tells again when it can."""
+    full = Path("/dev/full")  # Linux has it
+    await running.start(process("gateway", "gateway"), stdout=full if full.exists() else None)
+    await running.ready()
+    first = running.process("gateway").pid
+    assert first is not None
+    scratch = running.folder.path / f".state.json.{running.state.pid}"
+    scratch.mkdir()  # so that the file cannot be written
+    os.kill(first, signal.SIGKILL)
+    await eventually(lambda: "is started again" in running.output.read_text(), "the restart")
+    assert "cannot be written" in running.output.read_text()
+    scratch.rmdir()
+    await eventually(lambda: running.process("gateway").pid not in {first, None}, "a new process in the state")
+    await running.ready()
 
 
 async def test_pauses_between_restarts_double(running: Running, tmp_path: Path) -> None:

@@ -250,6 +250,15 @@ def test_a_log_is_bounded(tmp_path: Path) -> None:
     logfile.bound(tmp_path / "none.log")
 
 
+def test_a_log_is_cut_even_where_it_cannot_be_kept(tmp_path: Path) -> None:
+    """Where there is no room to move a log aside it is cut all the same, and nothing is raised."""
+    log = tmp_path / "gateway.log"
+    log.write_text("old\n" * 100)
+    log.with_suffix(".log.1").mkdir()  # cannot be written, as on a full disk
+    logfile.bound(log, limit_bytes=100)
+    assert log.read_text() == ""
+
+
 def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
     """Neither a line that is being written nor one that is cut by the window is shown, and following begins after the last whole one."""
     log = tmp_path / "gateway.log"
