@@ -71,11 +71,7 @@ def read(path: Path, card: ModelCard) -> Facts:
     config = _json(path, "config.json")
     encoder = _encoder(path, config)
     pooling, normalize = _pooling(path, card)
-    said = _json(path, "config_sentence_transformers.json", required=False)
-    prompts = {name: text for name, text in (card.prompts or said.get("prompts") or {}).items() if text}
-    default = card.default_prompt_name or said.get("default_prompt_name") or ""
-    if default not in prompts:
-        default = ""
+    prompts, default = _prompts(path, card)
     return Facts(path, str(config["model_type"]), encoder, _max_tokens(path, card, encoder), pooling, normalize, prompts, default)
 
 
@@ -131,6 +127,18 @@ def _pooling(path: Path, card: ModelCard) -> tuple[Pooling, bool]:
         raise ConfigError(f"{path}: pooling is {found!r}; this version serves 'mean' and 'cls'.")
     normalize = card.normalize if card.normalize is not None else "Normalize" in modules
     return ("mean" if found == "mean" else "cls"), normalize
+
+
+def _prompts(path: Path, card: ModelCard) -> tuple[dict[str, str], str]:
+    """Return the prompts by name, and the name of the one that is used unless a request names another; empty for none."""
+    name = "config_sentence_transformers.json"
+    said = _json(path, name, required=False)
+    found = card.prompts or said.get("prompts") or {}
+    if not isinstance(found, dict) or not all(isinstance(text, str | None) for text in found.values()):
+        raise ConfigError(f"{path / name}: prompts is no object of name to text; fetch the model again, or give prompts in its card.")
+    prompts = {key: text for key, text in found.items() if text}
+    default = str(card.default_prompt_name or said.get("default_prompt_name") or "")
+    return prompts, default if default in prompts else ""
 
 
 def _modules(path: Path) -> dict[str, str]:

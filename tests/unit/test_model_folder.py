@@ -75,12 +75,14 @@ def test_the_limit_on_tokens_is_where_sentence_transformers_finds_it(
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
         ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "lasttoken"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts is no object"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "prompts is no object"),
         ("sentence_bert_config.json", {"do_lower_case": True}, None),
     ],
 )
 def test_what_cannot_be_served_right_is_refused_by_name(tmp_path: Path, name: str, changes: dict[str, Any], said: str | None) -> None:
     """What cannot be served right is refused by name."""
-    path = write_tiny_model(tmp_path)
+    path = write_tiny_model(tmp_path, prompts={"query": "query: "})
     edit(path, name, **changes)
     if said is None:  # the tokenizer lowers by itself
         assert folder.read(path, card(path)).max_tokens == 48
