@@ -115,9 +115,11 @@ def _follow(files: dict[str, Path], width: int) -> None:
 
 
 def _print_new(name: str, path: Path, place: int, width: int) -> int:
-    """Print the whole lines after `place`; returns the place after them."""
-    size = path.stat().st_size
+    """Print the whole lines after `place`; returns the place after them. A log that was moved aside begins anew."""
+    if not path.exists():
+        return 0
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         file.seek(place if size >= place else 0)
         for line in file:
             if not line.endswith(b"\n"):

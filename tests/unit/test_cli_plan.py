@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from quadrate.cli import assemble, catalogue, check, logfile, preflight
+from quadrate.cli import assemble, catalogue, check, logfile, preflight, watch
 from quadrate.cli.assemble import Options
 from quadrate.cli.banner import command_name
 from quadrate.cli.banner import text as banner_text
@@ -270,6 +270,18 @@ def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
     log.write_bytes(b"x" * 300_000 + b"\nlast\n")
     assert logfile.tail(log, 9) == ["last"]
     assert logfile.end(log) == log.stat().st_size
+
+
+def test_following_a_log_outlives_its_being_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between a mesh that has stopped and the next one there is no log for a moment; then following goes on with the new one."""
+    log = tmp_path / "gateway.log"
+    log.write_text("one\ntwo\n")
+    place = watch._print_new("gateway", log, 4, 0)
+    logfile.begin(log)
+    place = watch._print_new("gateway", log, place, 0)
+    log.write_text("three\nfo")
+    assert watch._print_new("gateway", log, place, 0) == len("three\n")
+    assert capsys.readouterr().out == "two\nthree\n"
 
 
 def test_last_words_are_the_last_fatal_line(tmp_path: Path) -> None:
