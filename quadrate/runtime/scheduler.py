@@ -42,6 +42,8 @@ NICENESS = 5
 """Runners yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run."""
 STUCK_FACTOR = 20.0
 """A run is stuck when it takes so many times longer than predicted, and longer than the scheduler's `stuck_seconds`."""
+STOOD_STILL_SECONDS = 5.0
+"""Two looks for stuck runs this far apart mean that the process itself stood still, and its runs with it."""
 MIN_RETRY_SECONDS = 0.05
 FREE_RUNS = 4
 """So many full runs' worth of each request start at once."""
@@ -205,6 +207,7 @@ class Scheduler:
         self._jobs: set[Job] = set()
         self._seen: dict[str, None] = {}
         self._closed = False
+        self._watched = clock()
         self.runs = 0
         """Runs that have ended."""
         self._threads = [threading.Thread(target=self._serve, args=(slot,), name=f"runner-{slot}") for slot in range(rules.runners)]
@@ -267,6 +270,9 @@ class Scheduler:
     def watch(self) -> None:
         """Look for stuck runs; to be called about once a second on the event loop's thread."""
         now = self._clock()
+        before, self._watched = self._watched, now
+        if now - before > STOOD_STILL_SECONDS:
+            return
         with self._changed:
             running = list(self._running.values())
         for batch in running:

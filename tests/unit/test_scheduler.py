@@ -394,6 +394,20 @@ async def test_a_stuck_run_fails_its_model_and_frees_every_waiter() -> None:
     assert await made.scheduler.close()
 
 
+async def test_a_process_that_stood_still_gives_its_runs_another_moment() -> None:
+    """A process that was stopped and goes on gives its runs until the next look to end."""
+    async with bench(stuck_seconds=5.0) as made:
+        first = await made.busy()
+        made.clock.now += 100
+        made.scheduler.watch()
+        assert not made.failed
+        made.clock.now += 1
+        made.session.gate.set()
+        assert await first == [0]
+        made.scheduler.watch()
+        assert not made.failed
+
+
 async def test_closing_frees_who_waits_and_refuses_who_comes() -> None:
     """Closing frees who waits and refuses who comes."""
     made = Bench()
