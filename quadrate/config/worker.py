@@ -53,7 +53,7 @@ class WorkerSettings(BaseSettings):
     quantization: Literal["none", "int8"] = "none"
     """8-bit weights. This version refuses to start with another than `none`."""
     max_batch_size: int = pydantic.Field(default=64, gt=0)
-    """The most texts in one run of the model."""
+    """The most texts in one run of the model; above 64 it changes nothing."""
     max_batch_tokens: int = pydantic.Field(default=256, gt=0)
     """The most tokens in one run; a longer text runs alone. From 256 to 512 is best on a CPU."""
     batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WINDOW = 64
-"""How many waiting texts are looked at. The first of the order is always taken, so nobody is passed by for ever."""
+"""How many waiting texts are looked at, and so the most that one run can have. The first of the order leads, unless a deadline presses."""
 
 
 class Waiting(Protocol):
