@@ -136,7 +136,10 @@ class Text:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Texts that run together. Times are of `time.monotonic()`, except `started_ns` and `ended_ns`, which are Unix nanoseconds."""
+    """Texts that run together; they are let go of once the meter has heard.
+
+    Times are of `time.monotonic()`, except `started_ns` and `ended_ns`, which are Unix nanoseconds.
+    """
 
     lane: Lane
     texts: list[Text]
@@ -391,6 +394,7 @@ class Scheduler:
             for job in finished:
                 if not job.future.done():
                     job.future.set_result(None)
+            batch.texts = []  # a job knows its batches: what both hold would otherwise wait for the garbage collector
 
     # On the runners' threads.
 

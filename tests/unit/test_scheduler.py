@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import threading
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +73,7 @@ class Notes:
 
     def ran(self, batch: Batch) -> None:
         """See Meter."""
-        self.batches.append(batch)
+        self.batches.append(dataclasses.replace(batch))  # its texts do not stay with it
 
     def dropped(self, lane: Lane, reason: str, texts: int) -> None:
         """See Meter."""
@@ -107,6 +110,11 @@ class Bench:
         """Wait until so many more runs have begun."""
         for _ in range(runs):
             assert await asyncio.to_thread(self.session.entered.acquire, timeout=30)
+
+    async def until_idle(self) -> None:
+        """Wait until no runner holds a batch any more."""
+        while self.scheduler._idle < self.scheduler._rules.runners:
+            await asyncio.sleep(0)
 
     async def busy(self) -> asyncio.Task[list[int]]:
         """Shut the gate and let a run wait there."""
@@ -285,6 +293,23 @@ async def test_a_large_request_whose_caller_leaves_holds_no_memory() -> None:
         assert len(made.scheduler._waiting) == len(stays)
         made.session.gate.set()
         await asyncio.gather(first, *stays)
+
+
+async def test_what_was_answered_is_freed_at_once() -> None:
+    """What a request held is freed when it is answered, not when the garbage collector comes."""
+    async with bench() as made:
+        readings = [np.full(10, place, np.int32) for place in range(40)]
+        job = await made.scheduler.run(made.lane, readings, output="unit", deadline=None)
+        kept = [weakref.ref(reading) for reading in readings]
+        assert len(job.batches) > 1
+        gc.disable()
+        try:
+            del readings
+            made.notes.batches.clear()
+            await made.until_idle()
+            assert not any(reference() is not None for reference in kept)
+        finally:
+            gc.enable()
 
 
 async def test_a_meter_that_fails_keeps_nobody_from_the_answer() -> None:
