@@ -28,7 +28,8 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
     for title, call in _calls(mesh, plan.address):
         console.print(f"\n[bold]{title}[/]")
         console.print(call, markup=False, soft_wrap=True)
-    console.print(f"\nLogs: {folder.logs} ({_program()} logs -f). To stop: Ctrl-C, or {_program()} down{_port_flag(mesh)}.", soft_wrap=True)
+    flag = _port_flag(mesh)
+    console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: Ctrl-C, or {_program()} down{flag}.", soft_wrap=True)
     if mesh.options.host not in {"127.0.0.1", "localhost", "::1"}:
         console.print("[yellow]Others can reach this port. Put keys into auth.yaml before they do.[/]")
     output = console.file

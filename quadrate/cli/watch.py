@@ -58,8 +58,10 @@ def logs(port: int, process: str | None, *, lines: int, follow: bool) -> int:
     """Print the last lines of one process's log or of all, and go on with what comes if `follow`. Raises ConfigError."""
     folder = Folder.of(port)
     files = {path.stem: path for path in sorted(folder.logs.glob("*.log"))}
+    if not files:
+        raise ConfigError(f"There are no logs of a mesh on port {port}.{_others(port)}")
     if process is not None and process not in files:
-        raise ConfigError(f"There is no log of {process!r} for port {port}; there are: {', '.join(files) or 'none'}.")
+        raise ConfigError(f"There is no log of {process!r} for port {port}; there are: {', '.join(files)}.")
     chosen = {name: path for name, path in files.items() if process in {None, name}}
     width = max(map(len, chosen), default=0) if len(chosen) > 1 else 0
     for name, path in chosen.items():

@@ -216,9 +216,18 @@ def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) 
             'base_url="http://127.0.0.1:9999/v1"',
             "grpcurl -plaintext",
             "quadrate rerank",
+            "logs -f --port 9999)",
+            "down --port 9999.",
         ):
             assert part in text
         assert text.count("QUADRATE_API_KEY") == wanted
+
+
+def test_logs_of_no_mesh_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody who forgot --port is left before an empty screen."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="no logs of a mesh on port 9999"):
+        watch.logs(9999, None, lines=1, follow=False)
 
 
 def test_the_banner_names_the_command_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
