@@ -46,7 +46,8 @@ from quadrate.config.worker import EmbedSettings, usable_cores
 from quadrate.runtime import engine, memory, store
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.engine import Engine, Model
-from quadrate.runtime.scheduler import Batch, Lane, Rules, Scheduler
+from quadrate.runtime.jobs import Batch, Lane, Rules
+from quadrate.runtime.scheduler import Scheduler
 from quadrate.v1.options_pb2 import RIGHT
 
 if TYPE_CHECKING:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 TEXTS = 1_000
+WARM_UP_SECONDS, SAMPLE_SECONDS, REST_SECONDS = 30.0, 5.0, 10.0
 QUADRATE = (sys.executable, "-m", "quadrate.cli")
 
 WRK_SCRIPT = """
@@ -321,15 +322,41 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Megabytes of proportional set size: at rest, and after `minutes` of random lengths and cancelled calls."""
+    """Megabytes of proportional set size: at rest, through `minutes` of random lengths and cancelled calls, and at rest again.
+
+    Under load it goes up and down with what runs at the moment, so growth compares the medians of the first and the last quarter of it.
+    """
     with Mesh() as mesh:
-        rest_mb = proportional_megabytes(mesh)
-        asyncio.run(_trouble(mesh, 30.0))
-        warm_mb = proportional_megabytes(mesh)
-        asyncio.run(_trouble(mesh, options.minutes * 60))
-        end_mb = proportional_megabytes(mesh)
-    growth = {role: end_mb[role] / warm_mb[role] - 1 for role in warm_mb}
-    return {"at rest, MB": rest_mb, "after 30 s of load, MB": warm_mb, f"after {options.minutes} min more, MB": end_mb, "growth": growth}
+        before = proportional_megabytes(mesh)
+        asyncio.run(_trouble(mesh, WARM_UP_SECONDS))
+        samples = asyncio.run(_sampled_trouble(mesh, options.minutes * 60))
+        time.sleep(REST_SECONDS)
+        after = proportional_megabytes(mesh)
+    quarter = max(1, len(samples) // 4)
+    first, last = _medians(samples[:quarter]), _medians(samples[-quarter:])
+    return {
+        "at rest before, MB": before,
+        "first quarter, MB": first,
+        "last quarter, MB": last,
+        "at rest after, MB": after,
+        "growth": {role: last[role] / first[role] - 1 for role in first},
+        "embed worker through time, MB": [round(sample["embed_worker"]) for sample in samples],
+    }
+
+
+def _medians(samples: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {role: statistics.median(sample[role] for sample in samples) for role in samples[0]}
+
+
+async def _sampled_trouble(mesh: Mesh, seconds: float) -> list[dict[str, float]]:
+    """Make trouble, and look at the memory every SAMPLE_SECONDS."""
+    trouble = asyncio.create_task(_trouble(mesh, seconds))
+    samples = []
+    while not trouble.done():
+        await asyncio.wait([trouble], timeout=SAMPLE_SECONDS)
+        samples.append(proportional_megabytes(mesh))
+    await trouble
+    return samples
 
 
 def proportional_megabytes(mesh: Mesh) -> dict[str, float]:

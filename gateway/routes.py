@@ -139,7 +139,9 @@ class Routes:
 
     def any_task(self, name: str, principal: Principal) -> Pool:
         """As `find`, for a name alone; an embedding model goes before a reranker of the same name."""
-        task = RERANK if (EMBED, name) not in self._by_name and (RERANK, name) in self._by_name else EMBED
+        task = next((task for task in (EMBED, RERANK) if (task, name) in self._by_name), None)
+        if task is None:
+            raise self._unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False)])
         return self.find(task, name, principal)
 
     def visible(self, principal: Principal, *, with_disabled: bool) -> Iterator[Pool]:
@@ -196,10 +198,13 @@ class Routes:
             gauge.set_function(lambda found=replicas: float(bool(found) and all(one.facts for one in found)))  # type: ignore[misc] # as above
 
     def _not_found(self, task: int, name: str, principal: Principal) -> ModelNotFound:
-        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
         other = RERANK if task == EMBED else EMBED
         if (other, name) in self._by_name and (task, name) not in self._by_name:
-            return ModelNotFound(f"The model '{shown}' {_WHERE[other]}.", param="model")
-        names = [pool.alias for pool in self.visible(principal, with_disabled=False) if pool.task == task]
-        known = f"Models for this call: {', '.join(names)}." if names else "No model is served for this call."
+            return ModelNotFound(f"The model '{name}' {_WHERE[other]}.", param="model")
+        return self._unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False) if pool.task == task])
+
+    @staticmethod
+    def _unknown(name: str, served: list[str]) -> ModelNotFound:
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+        known = f"Models for this call: {', '.join(served)}." if served else "No model is served for this call."
         return ModelNotFound(f"The model '{shown}' does not exist here or is switched off. {known}", param="model")

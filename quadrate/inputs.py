@@ -32,7 +32,7 @@ def refuse_nul(text: str, *, param: str) -> None:
 
 def empty(param: str) -> EmptyInput:
     """Return the error for a text or a list of ids with nothing in it."""
-    return EmptyInput(f"{param} is empty. Leave it out, or send something to read.", param=param)
+    return EmptyInput(f"{param} is empty. Send something to read.", param=param)
 
 
 def unreadable(param: str) -> EmptyInput:

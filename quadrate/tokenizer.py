@@ -105,7 +105,7 @@ class TextTokenizer:
             return text[-self.max_characters :]
         raise ContextLengthExceeded(
             f"{param} has {len(text)} characters; at most {self.max_characters} are looked at for this model, which reads "
-            f"{self.max_tokens} tokens. Shorten it, or ask for truncation.",
+            f"{self.max_tokens} tokens. Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
             param=param,
         )
 
@@ -150,7 +150,7 @@ class TextTokenizer:
         total = room + self.special_count
         raise ContextLengthExceeded(
             f"{param} has {len(ids) + self.special_count} tokens, special tokens included; this model reads at most {total}. "
-            "Shorten it, or ask for truncation.",
+            "Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
             param=param,
         )
 

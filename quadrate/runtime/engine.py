@@ -13,7 +13,7 @@ from quadrate.runtime import folder
 from quadrate.runtime.batching import Waste
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
-from quadrate.runtime.scheduler import Lane
+from quadrate.runtime.jobs import Lane
 from quadrate.runtime.sessions import NullSession, OnnxSession, provider_for
 from quadrate.runtime.weights import Weights
 from quadrate.tokenizer import TextTokenizer
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from quadrate.config.worker import WorkerSettings
     from quadrate.runtime.folder import Facts
     from quadrate.runtime.graphs.bert import Head
-    from quadrate.runtime.scheduler import Job, Scheduler
+    from quadrate.runtime.jobs import Job
+    from quadrate.runtime.scheduler import Scheduler
     from quadrate.runtime.sessions import Session
     from quadrate.runtime.store import StoredModel
     from quadrate.telemetry import Trace

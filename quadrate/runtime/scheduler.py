@@ -20,22 +20,20 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
 from quadrate.runtime import batching
+from quadrate.runtime.jobs import Batch, Job, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from opentelemetry.trace import SpanContext
 
-    from quadrate.runtime.cost import CostModel
-    from quadrate.runtime.sessions import Session
+    from quadrate.runtime.jobs import Lane, Meter, Rules
     from quadrate.telemetry import Trace
 
 NICENESS = 5
@@ -51,134 +49,6 @@ PATIENCE_FACTOR = 10.0
 """A caller without a deadline may wait for its last text so many queue timeouts: otherwise such callers could fill the memory."""
 
 _new_order = iter(range(1 << 62)).__next__
-
-
-class Meter(Protocol):
-    """Hears what happened; called on the event loop's thread."""
-
-    def ran(self, batch: Batch) -> None:
-        """A batch has run."""
-
-    def dropped(self, lane: Lane, reason: str, texts: int) -> None:
-        """Texts were dropped before they ran: `cancelled`, `deadline`, `queue_timeout`, `overloaded`, `failed`."""
-
-
-@dataclass(eq=False, slots=True)
-class Lane:
-    """A model's way through the scheduler.
-
-    Attributes:
-        name: The model's alias.
-        session: What runs it.
-        cost: What its runs take.
-        waste: What they cost beside their tokens.
-        broken: Whether a run raised; no other is begun.
-        failed: Why it runs no more, once its callers were told. Empty while it does.
-    """
-
-    name: str
-    session: Session
-    cost: CostModel
-    waste: batching.Waste = batching.DEFAULT_WASTE
-    broken: bool = False
-    failed: str = ""
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One request's texts on their way. Its future is resolved on the event loop's thread, once.
-
-    Attributes:
-        results: One array for each text, in order; filled by runners.
-        queue_seconds: The longest that a text waited.
-        inference_seconds: The longest run that it was part of.
-        batches: The runs that it was part of.
-        waiting_seconds: What its waiting texts will take.
-        begun: Whether one of its texts has run.
-        doomed: Whether its end has been sent on its way to the event loop.
-        over: Whether it has ended before its answer.
-    """
-
-    lane: Lane
-    output: str
-    deadline: float | None
-    future: asyncio.Future[None]
-    results: list[NDArray[np.float32] | None]
-    submitted: float
-    trace: Trace | None
-    left: int
-    waiting_seconds: float = 0.0
-    begun: bool = False
-    doomed: bool = False
-    over: bool = False
-    queue_seconds: float = 0.0
-    inference_seconds: float = 0.0
-    batches: list[Batch] = field(default_factory=list)
-
-
-@dataclass(eq=False, slots=True)
-class Text:
-    """One waiting text."""
-
-    job: Job
-    place: int
-    reading: NDArray[np.int32]
-    tokens: int
-    seconds: float
-    start: float
-    order: int
-
-    @property
-    def deadline(self) -> float | None:
-        """When its caller stops waiting."""
-        return self.job.deadline
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """Texts that run together; they are let go of once the meter has heard.
-
-    Times are of `time.monotonic()`, except `started_ns` and `ended_ns`, which are Unix nanoseconds.
-    """
-
-    lane: Lane
-    texts: list[Text]
-    wide: bool
-    predicted: float
-    started: float
-    started_ns: int
-    seconds: float = 0.0
-    ended_ns: int = 0
-    span: SpanContext | None = None
-
-    @property
-    def lengths(self) -> list[int]:
-        """The tokens of each text."""
-        return [text.tokens for text in self.texts]
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of all texts."""
-        return sum(text.tokens for text in self.texts)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How the scheduler decides.
-
-    Attributes:
-        limits: How large a run may be.
-        runners: Runs at once.
-        delay_seconds: How long a free runner waits for more texts, once there is one.
-        queue_seconds: The longest until a request's first text runs.
-        stuck_seconds: See STUCK_FACTOR.
-    """
-
-    limits: batching.Limits
-    runners: int
-    delay_seconds: float = 0.0
-    queue_seconds: float = 10.0
-    stuck_seconds: float = 10.0
 
 
 class Scheduler:
@@ -487,6 +357,7 @@ class Scheduler:
         outputs = sorted({text.job.output for text in batch.texts})
         try:
             results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide)
+            _check_rows(results, outputs, len(batch.texts))
         except Exception as error:  # noqa: BLE001 - whatever it is, the session is broken
             batch.lane.broken = True
             self._tell(self.fail, batch.lane, f"a run of {batch.tokens} tokens raised {type(error).__name__}: {error}")
@@ -521,6 +392,13 @@ class Scheduler:
 
 def _start(text: Text) -> float:
     return text.start
+
+
+def _check_rows(results: Mapping[str, Sequence[NDArray[np.float32]]], outputs: Sequence[str], texts: int) -> None:
+    """Raise ValueError unless the session gave every output a row for each text."""
+    for name in outputs:
+        if len(results.get(name, ())) != texts:
+            raise ValueError(f"{len(results.get(name, ()))} rows of {name} for {texts} texts")
 
 
 def _yield_to_others() -> None:

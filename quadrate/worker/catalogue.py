@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from quadrate.config.models import ModelCard
     from quadrate.config.worker import WorkerSettings
     from quadrate.health import Health
-    from quadrate.runtime.scheduler import Lane, Scheduler
+    from quadrate.runtime.jobs import Lane
+    from quadrate.runtime.scheduler import Scheduler
     from quadrate.telemetry import Telemetry
 
 _TASKS = {"embed": "embedding", "rerank": "reranking"}

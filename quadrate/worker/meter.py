@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quadrate.runtime.scheduler import Batch, Lane
+    from quadrate.runtime.jobs import Batch, Lane
     from quadrate.telemetry import Telemetry
 
 

@@ -12,7 +12,8 @@ from quadrate.errors import ConfigError
 from quadrate.health import Health
 from quadrate.runtime import memory
 from quadrate.runtime.batching import Limits
-from quadrate.runtime.scheduler import Rules, Scheduler
+from quadrate.runtime.jobs import Rules
+from quadrate.runtime.scheduler import Scheduler
 from quadrate.runtime.sessions import provider_for
 from quadrate.server import Server, run
 from quadrate.telemetry import Telemetry, log
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from quadrate.config.worker import WorkerSettings
-    from quadrate.runtime.scheduler import Lane
+    from quadrate.runtime.jobs import Lane
 
 EXIT_CONFIG = 2
 """Something configured cannot be used: starting again will not help."""
 EXIT_FAILED = 70
 """A model failed, or none could be loaded: a new process may do better (sysexits.h, EX_SOFTWARE)."""
 WATCH_SECONDS = 1.0
+TRIM_SECONDS = 10
+"""How often free memory is given back while work goes on: without it, minutes of random lengths leave ever more holes."""
 LAST_CALLS_SECONDS = 0.2
 
 
@@ -106,13 +109,14 @@ class Worker:
     async def _watch(self) -> None:
         """Look for stuck runs and tell how much waits, once a second."""
         metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
-        runs = trimmed = 0
+        runs = trimmed = busy_seconds = 0
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.scheduler.watch()
             before, runs = runs, self.scheduler.runs
-            if runs == before != trimmed:  # a second of rest after work
-                trimmed = runs
+            busy_seconds += 1
+            if runs != trimmed and (runs == before or busy_seconds >= TRIM_SECONDS):  # a second of rest after work, or long work
+                trimmed, busy_seconds = runs, 0
                 await asyncio.to_thread(memory.give_back)
             for alias, (tokens, seconds) in self.scheduler.queued().items():
                 metrics.gauge(f"{prefix}_queue_tokens", alias).set(tokens)

@@ -16,7 +16,8 @@ import pytest
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.cost import CostModel, Shape
-from quadrate.runtime.scheduler import Batch, Lane, Rules, Scheduler
+from quadrate.runtime.jobs import Batch, Lane, Rules
+from quadrate.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -53,6 +54,7 @@ class FakeSession:
         self.entered = threading.Semaphore(0)
         self.runs: list[tuple[list[int], bool]] = []
         self.error: Exception | None = None
+        self.missing_rows = 0
 
     def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Any]:
         """See Session."""
@@ -61,7 +63,8 @@ class FakeSession:
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
-        return {name: [np.array([reading[0]], np.float32) for reading in readings] for name in outputs}
+        answered = readings[: len(readings) - self.missing_rows]
+        return {name: [np.array([reading[0]], np.float32) for reading in answered] for name in outputs}
 
 
 class Notes:
@@ -466,3 +469,12 @@ async def test_a_delay_that_ends_while_one_looks_is_not_slept_through(step: floa
     async with bench(delay_seconds=0.02) as made:
         made.clock.step = step
         assert await asyncio.wait_for(made.run(1), 10) == [1]
+
+
+async def test_a_session_that_leaves_a_text_out_fails_its_model() -> None:
+    """A row too few is no answer for anybody: the model is failed at once, not after the watchdog's time."""
+    async with bench() as made:
+        made.session.missing_rows = 1
+        with pytest.raises(Unavailable):
+            await made.run(5)
+        assert ["rows of" in lane.failed for lane in made.failed] == [True]
