@@ -6,17 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from conftest import refused, routing
 
 from quadrate.errors import Overloaded
 from quadrate.server.streams import IN_FLIGHT
 from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from tests.service.gateway.conftest import refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from conftest import Door
+    from tests.service.gateway.conftest import Door
 
 
 def item(name: str, text: str = "cat", model: str = "fake") -> embed_pb2.EmbedStreamRequest:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import KEY, refused, routing
 
 from quadrate.config.auth import digest
 from quadrate.errors import Overloaded
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.testing.worker import MAX_TOKENS, WIDTH, FakeWorker, fake_card, fake_vector
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from tests.service.gateway.conftest import KEY, refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Door
+    from tests.service.gateway.conftest import Door
 
 
 def request(*texts: str, model: str = "fake", **fields: Any) -> embed_pb2.EmbedRequest:

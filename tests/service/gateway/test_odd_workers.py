@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from conftest import Door, refused, routing
 
 from quadrate.testing import worker as fakes
 from quadrate.testing.worker import FakeWorker, fake_card
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
+from tests.service.gateway.conftest import Door, refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 import pytest
-from conftest import refused, routing
 
 from quadrate.openai.v1 import openai_pb2
 from quadrate.testing.worker import WIDTH, fake_vector
+from tests.service.gateway.conftest import refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Door
-
     from quadrate.testing.worker import FakeWorker
+    from tests.service.gateway.conftest import Door
 
 
 async def test_one_text_gets_openais_shape(door: Door, worker: FakeWorker) -> None:

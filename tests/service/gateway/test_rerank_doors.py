@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import refused, routing
 
 from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
 from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
+from tests.service.gateway.conftest import refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Door
+    from tests.service.gateway.conftest import Door
 
 DOCUMENTS = ["the cat", "the dog", "hello world", "mat"]
 

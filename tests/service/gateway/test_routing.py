@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
-from conftest import Door, refused, routing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from quadrate.errors import Internal, Unavailable
 from quadrate.testing.ports import free_port
 from quadrate.testing.worker import FakeWorker, fake_card
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from tests.service.gateway.conftest import Door, refused, routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
