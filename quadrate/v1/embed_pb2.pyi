@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "inputs", "role", "prompt", "prompt_name", "truncation", "dimensions", "outputs", "value_type", "normalize")
+    __slots__ = ("model", "inputs", "role", "prompt", "prompt_name", "truncation", "dimensions", "outputs", "value_type", "normalize", "instruction")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class EmbedRequest(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     VALUE_TYPE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_options_pb2.Input]
     role: _options_pb2.Role
@@ -30,7 +31,8 @@ class EmbedRequest(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[_options_pb2.Output]
     value_type: _options_pb2.ValueType
     normalize: bool
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., role: _Optional[_Union[_options_pb2.Role, str]] = ..., prompt: _Optional[str] = ..., prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., dimensions: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., value_type: _Optional[_Union[_options_pb2.ValueType, str]] = ..., normalize: _Optional[bool] = ...) -> None: ...
+    instruction: str
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., role: _Optional[_Union[_options_pb2.Role, str]] = ..., prompt: _Optional[str] = ..., prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., dimensions: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., value_type: _Optional[_Union[_options_pb2.ValueType, str]] = ..., normalize: _Optional[bool] = ..., instruction: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("model", "embeddings", "usage", "provenance", "timings")

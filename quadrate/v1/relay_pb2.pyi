@@ -17,7 +17,7 @@ class RelayRequest(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[RelayedRequest, _Mapping]]] = ..., cancelled_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RelayedRequest(_message.Message):
-    __slots__ = ("id", "embed", "timeout_seconds", "request_id", "traceparent", "tracestate", "baggage")
+    __slots__ = ("id", "embed", "timeout_seconds", "request_id", "traceparent", "tracestate", "baggage", "tenant")
     ID_FIELD_NUMBER: _ClassVar[int]
     EMBED_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class RelayedRequest(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     BAGGAGE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     id: int
     embed: _embed_pb2.EmbedRequest
     timeout_seconds: float
@@ -32,7 +33,8 @@ class RelayedRequest(_message.Message):
     traceparent: str
     tracestate: str
     baggage: str
-    def __init__(self, id: _Optional[int] = ..., embed: _Optional[_Union[_embed_pb2.EmbedRequest, _Mapping]] = ..., timeout_seconds: _Optional[float] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., baggage: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, id: _Optional[int] = ..., embed: _Optional[_Union[_embed_pb2.EmbedRequest, _Mapping]] = ..., timeout_seconds: _Optional[float] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., baggage: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class RelayResponse(_message.Message):
     __slots__ = ("responses",)

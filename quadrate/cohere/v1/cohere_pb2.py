@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquadrate/cohere/v1/cohere.proto\x12\x12quadrate.cohere.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto2\xad\x01\n\rCohereService\x12M\n\x08RerankV1\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/rerank:\x01*\x12M\n\x08RerankV2\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v2/rerank:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquadrate/cohere/v1/cohere.proto\x12\x12quadrate.cohere.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto2\xfa\x01\n\rCohereService\x12M\n\x08RerankV1\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/rerank:\x01*\x12M\n\x08RerankV2\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v2/rerank:\x01*\x12K\n\x07\x45mbedV2\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v2/embed:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COHERESERVICE'].methods_by_name['RerankV1']._serialized_options = b'\202\323\344\223\002\017\"\n/v1/rerank:\001*'
   _globals['_COHERESERVICE'].methods_by_name['RerankV2']._loaded_options = None
   _globals['_COHERESERVICE'].methods_by_name['RerankV2']._serialized_options = b'\202\323\344\223\002\017\"\n/v2/rerank:\001*'
+  _globals['_COHERESERVICE'].methods_by_name['EmbedV2']._loaded_options = None
+  _globals['_COHERESERVICE'].methods_by_name['EmbedV2']._serialized_options = b'\202\323\344\223\002\016\"\t/v2/embed:\001*'
   _globals['_COHERESERVICE']._serialized_start=113
-  _globals['_COHERESERVICE']._serialized_end=286
+  _globals['_COHERESERVICE']._serialized_end=363
 # @@protoc_insertion_point(module_scope)

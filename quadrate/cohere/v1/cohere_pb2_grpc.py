@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CohereServiceStub:
-    """The rerank API of Cohere v1 and v2, Jina and LiteLLM: one superset of their fields on both paths. Served by the gateway.
+    """The rerank API of Cohere v1 and v2, Jina and LiteLLM, one superset of their fields on both paths; and the embed API of Cohere v2. Served by
+    the gateway.
     """
 
     def __init__(self, channel):
@@ -45,10 +46,16 @@ class CohereServiceStub:
                 request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.EmbedV2 = channel.unary_unary(
+                '/quadrate.cohere.v1.CohereService/EmbedV2',
+                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class CohereServiceServicer:
-    """The rerank API of Cohere v1 and v2, Jina and LiteLLM: one superset of their fields on both paths. Served by the gateway.
+    """The rerank API of Cohere v1 and v2, Jina and LiteLLM, one superset of their fields on both paths; and the embed API of Cohere v2. Served by
+    the gateway.
     """
 
     def RerankV1(self, request, context):
@@ -60,6 +67,13 @@ class CohereServiceServicer:
 
     def RerankV2(self, request, context):
         """POST /v2/rerank: the same fields; `meta.api_version` says 2.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedV2(self, request, context):
+        """POST /v2/embed: `texts`, `input_type`, `embedding_types`, `output_dimension`, `truncate`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +92,11 @@ def add_CohereServiceServicer_to_server(servicer, server):
                     request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
+            'EmbedV2': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedV2,
+                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'quadrate.cohere.v1.CohereService', rpc_method_handlers)
@@ -87,7 +106,8 @@ def add_CohereServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CohereService:
-    """The rerank API of Cohere v1 and v2, Jina and LiteLLM: one superset of their fields on both paths. Served by the gateway.
+    """The rerank API of Cohere v1 and v2, Jina and LiteLLM, one superset of their fields on both paths; and the embed API of Cohere v2. Served by
+    the gateway.
     """
 
     @staticmethod
@@ -132,6 +152,33 @@ class CohereService:
             request,
             target,
             '/quadrate.cohere.v1.CohereService/RerankV2',
+            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedV2(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quadrate.cohere.v1.CohereService/EmbedV2',
             google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
