@@ -47,13 +47,13 @@ from quadrate.runtime import engine, memory, store
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.engine import Engine, Model
 from quadrate.runtime.jobs import Batch, Lane, Rules
+from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
 from quadrate.v1.options_pb2 import RIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (128, 192, 256, 384, 512, 1024)
@@ -68,9 +68,9 @@ def load_model() -> Model:
     return engine.load("minilm", card, store.ensure("minilm", card), EmbedSettings())
 
 
-def read(model: Model, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+def read(model: Model, texts: Sequence[str]) -> list[Reading]:
     """Tokenise texts, cut on the right."""
-    return [model.tokenizer.read(model.tokenizer.fit(ids, RIGHT, param="text")[0]) for ids in model.tokenizer.encode(texts)]
+    return [Reading.of(model.tokenizer.read(model.tokenizer.fit(ids, RIGHT, param="text")[0])) for ids in model.tokenizer.encode(texts)]
 
 
 class _Silence:
@@ -97,7 +97,7 @@ async def _run_engine(texts: Iterable[str], *, callers: int) -> float:
     async def call() -> None:
         nonlocal answered
         for text in waiting:
-            await runs.run(read(model, [text]), "unit")
+            await runs.run(read(model, [text]), ["unit"])
             answered += 1
 
     started = time.perf_counter()
@@ -120,9 +120,9 @@ def texts_per_second_of_engine(texts: Sequence[str], *, seconds: float, callers:
     return asyncio.run(_run_engine(until(time.perf_counter() + seconds), callers=callers))
 
 
-def sorted_batches(readings: Sequence[NDArray[np.int32]], budget: int) -> list[list[NDArray[np.int32]]]:
+def sorted_batches(readings: Sequence[Reading], budget: int) -> list[list[Reading]]:
     """Cut texts, sorted by length, into runs of at most `budget` tokens."""
-    batches: list[list[NDArray[np.int32]]] = [[]]
+    batches: list[list[Reading]] = [[]]
     for reading in sorted(readings, key=len):
         if batches[-1] and sum(map(len, batches[-1])) + len(reading) > budget:
             batches.append([])
@@ -134,9 +134,9 @@ def sorted_batches(readings: Sequence[NDArray[np.int32]], budget: int) -> list[l
 class Loop:
     """ONNX Runtime over hand-sorted batches, one one-thread run for each core at once."""
 
-    run: Callable[[list[NDArray[np.int32]]], object]
+    run: Callable[[list[Reading]], object]
 
-    def seconds(self, readings: Sequence[NDArray[np.int32]], budget: int) -> float:
+    def seconds(self, readings: Sequence[Reading], budget: int) -> float:
         """Return how long all texts take."""
         batches = sorted_batches(readings, budget)
         started = time.perf_counter()
@@ -144,7 +144,7 @@ class Loop:
             list(threads.map(self.run, batches))
         return time.perf_counter() - started
 
-    def best(self, readings: Sequence[NDArray[np.int32]]) -> int:
+    def best(self, readings: Sequence[Reading]) -> int:
         """Return the budget that was fastest, each tried twice."""
         return min(BUDGETS, key=lambda budget: min(self.seconds(readings, budget), self.seconds(readings, budget)))
 
@@ -167,11 +167,11 @@ def padded_loop(folder: Path) -> Loop:
         disabled_optimizers=["SkipLayerNormFusion", "EmbedLayerNormFusion"],
     )
 
-    def run(readings: list[NDArray[np.int32]]) -> object:
+    def run(readings: list[Reading]) -> object:
         ids = np.zeros((len(readings), max(map(len, readings))), np.int64)
         mask = np.zeros_like(ids)
         for place, reading in enumerate(readings):
-            ids[place, : len(reading)] = reading
+            ids[place, : len(reading)] = reading.ids
             mask[place, : len(reading)] = 1
         return session.run(None, {"input_ids": ids, "attention_mask": mask})
 

@@ -10,6 +10,7 @@ import numpy as np
 from embed_worker.answers import respond
 from quadrate.errors import InvalidArgument, Unimplemented
 from quadrate.inputs import MAX_INPUTS
+from quadrate.runtime.packing import Reading
 from quadrate.server.relay import RelayService
 from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
@@ -51,9 +52,11 @@ class EmbedService:
         tokenized = time.perf_counter()
         normalize = request.normalize if request.HasField("normalize") else model.facts.normalize
         whole = not request.HasField("dimensions")
-        result = await engine.run(readings.ids, "unit" if normalize and whole else "pooled", deadline=call.deadline, trace=call.trace)
+        output = "unit" if normalize and whole else "pooled"
+        result = await engine.run(list(map(Reading.of, readings.ids)), [output], deadline=call.deadline, trace=call.trace)
         with call.trace.stage("respond"):
-            rows = result.rows if whole else cut(result.rows, request.dimensions, normalize=normalize)
+            vectors = result.rows[output]
+            rows = vectors if whole else cut(vectors, request.dimensions, normalize=normalize)
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
             provenance = _provenance(model, prompt, normalized=normalize)
             return respond(request.model, rows, list(map(len, readings.ids)), readings.cut, provenance=provenance, timings=timings)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from quadrate.runtime.engine import Output
-
     Scorer = Callable[[NDArray[np.float32], Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 
 
@@ -26,7 +24,7 @@ class Scoring:
         score: Makes one raw score, from -1 to 1, for each document.
     """
 
-    output: Output
+    output: str
     score: Scorer
 
 
@@ -60,6 +58,6 @@ def order(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 SCORINGS: dict[str, Scoring] = {
     "cosine": Scoring("unit", cosine),
-    "late_interaction": Scoring("states", late_interaction),
+    "late_interaction": Scoring("multi_vector", late_interaction),
 }
 """By the name that a card's `scoring` uses."""

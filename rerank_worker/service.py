@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.errors import EmptyInput, InvalidArgument, Unimplemented
 from quadrate.inputs import refuse_nul
+from quadrate.runtime.packing import Reading
 from quadrate.v1 import options_pb2, rerank_pb2
 from quadrate.v1.options_pb2 import NONE, RIGHT
 from quadrate.worker.models import pooling_name
@@ -47,9 +48,11 @@ class RerankService:
         call.log["tokens"] = tokens
         tokenized = time.perf_counter()
         scoring = SCORINGS[model.card.scoring or ""]
-        result = await engine.run([query, *documents.ids], scoring.output, deadline=call.deadline, trace=call.trace)
+        texts = list(map(Reading.of, [query, *documents.ids]))
+        result = await engine.run(texts, [scoring.output], deadline=call.deadline, trace=call.trace)
         with call.trace.stage("respond"):
-            raw = scoring.score(result.rows[0], result.rows[1:])
+            rows = result.rows[scoring.output]
+            raw = scoring.score(rows[0], rows[1:])
             answer = _answer(request, model, documents, raw if request.raw_scores else relevance(raw))
             answer.usage.tokens, answer.usage.tokens_cut = tokens, sum(documents.cut)
             _time(answer, result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quadrate.runtime.folder import Encoder
+    from quadrate.runtime.encoders import Encoder
 
 _FORGET = 0.97
 """Weight of what was learnt before, at each new run: the last 30 or so count."""
@@ -28,9 +28,8 @@ class Shape:
 
     @classmethod
     def of(cls, size: Encoder) -> Shape:
-        """Return the shape of an encoder: 2 operations for each weight of its layers; 4 H a layer for each pair of tokens."""
-        weights = size.layers * (4 * size.width**2 + 2 * size.width * size.inner_width)
-        return cls(2.0 * weights, 4.0 * size.width * size.layers)
+        """Return the shape of an encoder."""
+        return cls(size.operations_per_token, size.operations_per_pair)
 
     def operations(self, lengths: Sequence[int]) -> float:
         """Return the operations for a batch of texts of these lengths."""

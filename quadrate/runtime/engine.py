@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,27 +14,25 @@ from quadrate.runtime.batching import Waste
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
 from quadrate.runtime.jobs import Lane
+from quadrate.runtime.packing import Reading
 from quadrate.runtime.sessions import NullSession, OnnxSession, provider_for
 from quadrate.runtime.weights import Weights
 from quadrate.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from quadrate.config.models import ModelCard
     from quadrate.config.worker import WorkerSettings
     from quadrate.runtime.folder import Facts
-    from quadrate.runtime.graphs.bert import Head
+    from quadrate.runtime.graphs import Form
     from quadrate.runtime.jobs import Job
     from quadrate.runtime.scheduler import Scheduler
     from quadrate.runtime.sessions import Session
     from quadrate.runtime.store import StoredModel
     from quadrate.telemetry import Trace
-
-Output = Literal["unit", "pooled", "states"]
-"""What is wanted for each text: its vector with length one, its vector as pooled, or its tokens' states with length one."""
 
 CANARIES = (
     "A model is ready once it has answered.",
@@ -56,7 +54,7 @@ class Model:
         revision: What answers name.
         tokenizer: Reads texts as the model does.
         session: Runs it.
-        head: What its graph gives.
+        forms: What its graph gives, by the name of the output.
         weight_bytes: What its weights take.
         created: When it was loaded, in Unix seconds.
     """
@@ -67,7 +65,7 @@ class Model:
     revision: str
     tokenizer: TextTokenizer
     session: Session
-    head: Head
+    forms: Mapping[str, Form]
     weight_bytes: int
     created: int
 
@@ -77,18 +75,14 @@ class Result:
     """What a request's texts gave.
 
     Attributes:
-        rows: For each text, in order: `[H]` or, for states, `[tokens, H]`; float32.
+        rows: For each output, by name, what it gave for each text, in order: `[width]` or `[tokens, width]`, float32.
         queue_seconds: The longest that one of them waited.
         inference_seconds: The longest run that one of them was part of.
     """
 
-    rows: Sequence[NDArray[np.float32]]
+    rows: Mapping[str, Sequence[NDArray[np.float32]]]
     queue_seconds: float
     inference_seconds: float
-
-    def matrix(self) -> NDArray[np.float32]:
-        """Return the vectors as float32 `[n, H]`."""
-        return np.stack(self.rows)
 
 
 def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSettings) -> Model:
@@ -98,15 +92,14 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
     """
     facts = folder.read(stored.path, card)
     tokenizer = _tokenizer(facts)
-    head: Head = "states" if card.scoring == "late_interaction" else "vectors"
     provider = provider_for(settings.device)
     weights = Weights(stored.path)
-    graph = build(facts, weights, head)
-    session: Session = NullSession(graph.width)
+    graph = build(facts, weights)
+    session: Session = NullSession(graph.outputs)
     if settings.session == "onnx":
         session = OnnxSession(graph, provider, threads=settings.threads)
     weights.release()
-    return Model(alias, card, facts, stored.revision, tokenizer, session, head, graph.weight_bytes, int(time.time()))
+    return Model(alias, card, facts, stored.revision, tokenizer, session, graph.outputs, graph.weight_bytes, int(time.time()))
 
 
 def _tokenizer(facts: Facts) -> TextTokenizer:
@@ -141,25 +134,34 @@ class Engine:
         self.lane = Lane(model.alias, model.session, CostModel(Shape.of(size)), Waste.of(size.width))
 
     async def run(
-        self, readings: Sequence[NDArray[np.int32]], output: Output, *, deadline: float | None = None, trace: Trace | None = None
+        self,
+        readings: Sequence[Reading],
+        outputs: Sequence[str],
+        *,
+        deadline: float | None = None,
+        tenant: str = "",
+        trace: Trace | None = None,
     ) -> Result:
-        """Run texts given as token ids, special tokens included. Raises Overloaded, DeadlineExceeded, Unavailable."""
-        job = await self._scheduler.run(self.lane, readings, output=output, deadline=deadline, trace=trace)
+        """Run texts and return these of the model's outputs. Raises Overloaded, DeadlineExceeded, Unavailable."""
+        job = await self._scheduler.run(self.lane, readings, outputs=outputs, deadline=deadline, tenant=tenant, trace=trace)
         if trace is not None:
             _tell(trace, job)
-        rows = [row for row in job.results if row is not None]
-        return Result(rows, job.queue_seconds, job.inference_seconds)
+        columns = zip(*(row for row in job.results if row is not None), strict=True)
+        return Result(dict(zip(outputs, map(list, columns), strict=True)), job.queue_seconds, job.inference_seconds)
 
     async def prove(self) -> None:
         """Let the model answer, alone and in a batch, before anybody relies on it. Raises ConfigError if it does not answer right."""
-        output: Output = "states" if self.model.head == "states" else "unit"
-        tokenizer = self.model.tokenizer
-        readings = [tokenizer.read(ids[: tokenizer.max_content_tokens]) for ids in tokenizer.encode(CANARIES)]
-        together = await self.run(readings, output)
-        for reading, row in zip(readings, together.rows, strict=True):
-            alone = (await self.run([reading], output)).rows[0]
-            if not np.isfinite(row).all() or np.abs(row - alone).max() > AGREEMENT:
-                raise ConfigError(f"{self.model.alias}: the canary's answer alone is not that in a batch; the model is not served.")
+        tokenizer, outputs = self.model.tokenizer, tuple(self.model.forms)
+        readings = [Reading.of(tokenizer.read(ids[: tokenizer.max_content_tokens])) for ids in tokenizer.encode(CANARIES)]
+        together = await self.run(readings, outputs)
+        for place, reading in enumerate(readings):
+            alone = await self.run([reading], outputs)
+            for output in outputs:
+                self._compare(together.rows[output][place], alone.rows[output][0])
+
+    def _compare(self, row: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
+        if not np.isfinite(row).all() or np.abs(row - alone).max() > AGREEMENT * max(1.0, float(np.abs(alone).max())):
+            raise ConfigError(f"{self.model.alias}: the canary's answer alone is not that in a batch; the model is not served.")
 
 
 def _tell(trace: Trace, job: Job) -> None:

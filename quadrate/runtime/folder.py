@@ -9,39 +9,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from quadrate.errors import ConfigError
+from quadrate.runtime.encoders import FAMILIES
+from quadrate.runtime.jsonfile import JsonFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from quadrate.config.models import ModelCard
+    from quadrate.runtime.encoders import Encoder
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
+Head = Literal["pooled", "token_vectors"]
+"""What is made of the token states; `quadrate.runtime.graphs.heads` writes each."""
 
-_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_POOLING_FLAGS: dict[str, str] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_POOLING_FLAGS: dict[str, str] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _NO_LIMIT = 10**6
 """Tokenizers without a limit of their own write a huge number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """The sizes of a BERT encoder, from config.json."""
-
-    width: int
-    layers: int
-    heads: int
-    inner_width: int
-    vocabulary_size: int
-    positions: int
-    token_types: int
-    epsilon: float
-    activation: Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +47,7 @@ class Facts:
     """The most tokens that are read of one input, special tokens included."""
     pooling: Pooling
     normalize: bool
+    head: Head
     prompts: Mapping[str, str]
     default_prompt_name: str
     """Empty: no prompt unless a request names one."""
@@ -68,71 +61,38 @@ def read(path: Path, card: ModelCard) -> Facts:
     """
     if card.scoring == "cross_encoder":
         raise ConfigError(f"{path}: scoring cross_encoder is not served by this version; minilm-rerank is.")
-    config = _json(path, "config.json")
-    encoder = _encoder(path, config)
+    architecture, encoder = _encoder(path)
     pooling, normalize = _pooling(path, card)
     prompts, default = _prompts(path, card)
-    return Facts(path, str(config["model_type"]), encoder, _max_tokens(path, card, encoder), pooling, normalize, prompts, default)
+    head: Head = "token_vectors" if card.scoring == "late_interaction" else "pooled"
+    return Facts(path, architecture, encoder, _max_tokens(path, card, encoder), pooling, normalize, head, prompts, default)
 
 
-def _json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
-    try:
-        found = json.loads((path / name).read_bytes())
-    except FileNotFoundError:
-        if required:
-            raise ConfigError(f"{path}: no {name}; a model folder needs it. Fetch the model again, or name another folder.") from None
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path / name}: cannot be read as JSON; fetch the model again.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path / name}: is no JSON object; fetch the model again.")
-    return found
+def _json(path: Path, name: str) -> dict[str, Any]:
+    return JsonFile(path / name, required=False).data
 
 
-def _encoder(path: Path, config: Mapping[str, Any]) -> Encoder:
-    kind = config.get("model_type")
-    if kind != "bert":
-        raise ConfigError(f"{path}/config.json: model_type is {kind!r}; this version serves encoders of the type 'bert'.")
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise ConfigError(f"{path}/config.json: position_embedding_type is {positions!r}; this version serves 'absolute'.")
-    if config.get("is_decoder"):
-        raise ConfigError(f"{path}/config.json: is_decoder is set; this version serves encoders.")
-    activation = _ACTIVATIONS.get(str(config.get("hidden_act", "gelu")))
-    if activation is None:
-        raise ConfigError(f"{path}/config.json: hidden_act is {config['hidden_act']!r}; served are {', '.join(_ACTIVATIONS)}.")
-    try:
-        encoder = Encoder(
-            width=int(config["hidden_size"]),
-            layers=int(config["num_hidden_layers"]),
-            heads=int(config["num_attention_heads"]),
-            inner_width=int(config["intermediate_size"]),
-            vocabulary_size=int(config["vocab_size"]),
-            positions=int(config["max_position_embeddings"]),
-            token_types=int(config.get("type_vocab_size", 2)),
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
-            activation=activation,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}/config.json: {error} is missing or no number; fetch the model again.") from error
-    if encoder.heads < 1 or encoder.layers < 1 or encoder.width % encoder.heads:
-        raise ConfigError(f"{path}/config.json: {encoder.width} values cannot be split among {encoder.heads} heads.")
-    return encoder
+def _encoder(path: Path) -> tuple[str, Encoder]:
+    config = JsonFile(path / "config.json")
+    kind = str(config.data.get("model_type"))
+    if kind not in FAMILIES:
+        raise ConfigError(f"{config.path}: model_type is {kind!r}; this version serves {', '.join(FAMILIES)}.")
+    return kind, FAMILIES[kind].read(config)
 
 
 def _pooling(path: Path, card: ModelCard) -> tuple[Pooling, bool]:
     modules = _modules(path)
     found = card.pooling or ("mean" if card.task == "rerank" and not modules else _pooling_of(path, modules))
-    if found not in ("mean", "cls"):
-        raise ConfigError(f"{path}: pooling is {found!r}; this version serves 'mean' and 'cls'.")
+    if found not in get_args(Pooling):
+        raise ConfigError(f"{path}: pooling is {found!r}; this version serves {', '.join(get_args(Pooling))}.")
     normalize = card.normalize if card.normalize is not None else "Normalize" in modules
-    return ("mean" if found == "mean" else "cls"), normalize
+    return cast("Pooling", found), normalize
 
 
 def _prompts(path: Path, card: ModelCard) -> tuple[dict[str, str], str]:
     """Return the prompts by name, and the name of the one that is used unless a request names another; empty for none."""
     name = "config_sentence_transformers.json"
-    said = _json(path, name, required=False)
+    said = _json(path, name)
     found = card.prompts or said.get("prompts") or {}
     if not isinstance(found, dict) or not all(isinstance(text, str | None) for text in found.values()):
         raise ConfigError(f"{path / name}: prompts is no object of name to text; fetch the model again, or give prompts in its card.")
@@ -174,13 +134,13 @@ def _pooling_of(path: Path, modules: Mapping[str, str]) -> str:
 
 def _max_tokens(path: Path, card: ModelCard, encoder: Encoder) -> int:
     """Return the limit, found where sentence-transformers finds it, never above what the model has positions for."""
-    said = _json(path, "sentence_bert_config.json", required=False)
+    said = _json(path, "sentence_bert_config.json")
     if said.get("do_lower_case") and '"lowercase":true' not in (path / "tokenizer.json").read_text("utf-8").replace(" ", ""):
         raise ConfigError(f"{path}/sentence_bert_config.json: do_lower_case is set and the tokenizer does not do it; this version cannot.")
     if card.max_tokens is not None:
-        if card.max_tokens > encoder.positions:
-            raise ConfigError(f"{path}: max_tokens is {card.max_tokens}; the model has positions for {encoder.positions} tokens.")
+        if card.max_tokens > encoder.max_positions:
+            raise ConfigError(f"{path}: max_tokens is {card.max_tokens}; the model has positions for {encoder.max_positions} tokens.")
         return card.max_tokens
-    limits = [said.get("max_seq_length"), _json(path, "tokenizer_config.json", required=False).get("model_max_length")]
-    given = next((int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT), encoder.positions)
-    return min(given, encoder.positions)
+    limits = [said.get("max_seq_length"), _json(path, "tokenizer_config.json").get("model_max_length")]
+    given = next((int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT), encoder.max_positions)
+    return min(given, encoder.max_positions)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from quadrate.runtime.cost import CostModel
+    from quadrate.runtime.packing import Reading
     from quadrate.runtime.sessions import Session
     from quadrate.telemetry import Trace
 
@@ -55,7 +56,9 @@ class Job:
     """One request's texts on their way. Its future is resolved on the event loop's thread, once.
 
     Attributes:
-        results: One array for each text, in order; filled by runners.
+        outputs: The names of the graph's outputs that are wanted.
+        tenant: On whose behalf.
+        results: For each text, in order, one array for each of `outputs`; filled by runners.
         queue_seconds: The longest that a text waited.
         inference_seconds: The longest run that it was part of.
         batches: The runs that it was part of.
@@ -66,10 +69,11 @@ class Job:
     """
 
     lane: Lane
-    output: str
+    outputs: tuple[str, ...]
     deadline: float | None
+    tenant: str
     future: asyncio.Future[None]
-    results: list[NDArray[np.float32] | None]
+    results: list[tuple[NDArray[np.float32], ...] | None]
     submitted: float
     trace: Trace | None
     left: int
@@ -88,7 +92,7 @@ class Text:
 
     job: Job
     place: int
-    reading: NDArray[np.int32]
+    reading: Reading
     tokens: int
     seconds: float
     start: float

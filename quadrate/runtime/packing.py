@@ -1,50 +1,149 @@
-"""A batch as the graph takes it: one row of tokens, and where each text lies in it."""
+"""A batch as the graph takes it: one row of tokens, and where each text lies in it.
+
+T is the tokens of all texts together, B the texts, S the tokens of the longest. FEEDS is the table of everything that a graph may ask
+for; a graph declares what it needs by name, and only that is made.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quadrate.runtime.graphs.bert import MASKED
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+MASKED = -1e9
+"""Added to the logits of places that hold no token: their weight becomes zero exactly."""
 
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """The graph's inputs for a batch of B texts of T tokens together, the longest of S.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """One text, or a pair of them, as the model reads it.
 
     Attributes:
-        feeds: Every input that a graph may have, by name.
-        bounds: Where each text begins, and where the last one ends: B + 1 offsets into the tokens.
+        ids: Token ids, special tokens included: int32[n].
+        second: Where the second text of a pair begins; n where there is none.
     """
 
-    feeds: Mapping[str, NDArray[Any]]
-    bounds: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    second: int
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int32]) -> Reading:
+        """Return the reading of a single text."""
+        return cls(ids, len(ids))
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def pack(readings: Sequence[NDArray[np.int32]]) -> Pack:
-    """Lay texts, given as token ids with special tokens, one after another. Cost: B * S + B * T small numbers."""
-    lengths = np.fromiter(map(len, readings), np.int64, len(readings))
-    bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
-    longest, total = int(lengths.max()), int(bounds[-1])
-    column = np.arange(longest, dtype=np.int64)
-    real = column < lengths[:, None]  # [B, S]
-    owner = np.repeat(np.arange(len(readings)), lengths)  # [T]: the text that each token belongs to
-    shares = np.zeros((len(readings), total), np.float32)
-    shares[owner, np.arange(total)] = (1.0 / lengths)[owner]
-    feeds: dict[str, NDArray[Any]] = {
-        "ids": np.concatenate(readings),
-        "positions": (np.arange(total) - bounds[owner]).astype(np.int32),
-        "places": np.where(real, bounds[:-1, None] + column, 0).astype(np.int32),
-        "tokens": np.flatnonzero(real).astype(np.int32),
-        "bias": np.where(real, np.float32(0), np.float32(MASKED))[:, None, None, :],
-        "shares": shares,
-        "first": bounds[:-1].astype(np.int32),
-    }
-    return Pack(feeds, bounds)
+class Layout:
+    """Where the texts of a batch lie. What is derived is computed when it is first asked for."""
+
+    def __init__(self, readings: Sequence[Reading]) -> None:
+        self.readings = readings
+        self.lengths = np.fromiter(map(len, readings), np.int64, len(readings))
+        self.bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(self.lengths)))
+        """Where each text begins, and where the last one ends: B + 1 offsets into the tokens."""
+        self.texts = len(readings)
+        self.tokens = int(self.bounds[-1])
+        self.longest = int(self.lengths.max())
+
+    @cached_property
+    def column(self) -> NDArray[np.int64]:
+        """The places of the longest text, 0 to S - 1."""
+        return np.arange(self.longest, dtype=np.int64)
+
+    @cached_property
+    def is_real(self) -> NDArray[np.bool_]:
+        """Whether a place of the padded view holds a token: [B, S]."""
+        return self.column < self.lengths[:, None]
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """The text that each token belongs to: [T]."""
+        return np.repeat(np.arange(self.texts), self.lengths)
+
+    @cached_property
+    def position(self) -> NDArray[np.int64]:
+        """Each token's place in its text, from 0: [T]."""
+        return np.arange(self.tokens) - self.bounds[self.owner]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One input of a graph.
+
+    Attributes:
+        dtype: Its numbers.
+        shape: Its lengths; letters are those of this module's docstring, small.
+        make: Makes it.
+    """
+
+    dtype: type[np.generic]
+    shape: tuple[int | str, ...]
+    make: Callable[[Layout], NDArray[Any]]
+
+
+def _ids(layout: Layout) -> NDArray[np.int32]:
+    return np.concatenate([reading.ids for reading in layout.readings])
+
+
+def _positions(layout: Layout) -> NDArray[np.int32]:
+    return layout.position.astype(np.int32)
+
+
+def _types(layout: Layout) -> NDArray[np.int32]:
+    second = np.fromiter((reading.second for reading in layout.readings), np.int64, layout.texts)
+    return (layout.position >= second[layout.owner]).astype(np.int32)
+
+
+def _places(layout: Layout) -> NDArray[np.int32]:
+    return np.where(layout.is_real, layout.bounds[:-1, None] + layout.column, 0).astype(np.int32)
+
+
+def _tokens(layout: Layout) -> NDArray[np.int32]:
+    return np.flatnonzero(layout.is_real).astype(np.int32)
+
+
+def _bias(layout: Layout) -> NDArray[np.float32]:
+    return np.where(layout.is_real, np.float32(0), np.float32(MASKED))[:, None, None, :]
+
+
+def _shares(layout: Layout) -> NDArray[np.float32]:
+    shares = np.zeros((layout.texts, layout.tokens), np.float32)
+    shares[layout.owner, np.arange(layout.tokens)] = (1.0 / layout.lengths)[layout.owner]
+    return shares
+
+
+def _first(layout: Layout) -> NDArray[np.int32]:
+    return layout.bounds[:-1].astype(np.int32)
+
+
+def _last(layout: Layout) -> NDArray[np.int32]:
+    return (layout.bounds[1:] - 1).astype(np.int32)
+
+
+FEEDS: Mapping[str, Feed] = {
+    "ids": Feed(np.int32, ("t",), _ids),
+    "positions": Feed(np.int32, ("t",), _positions),  # each token's place in its text, from 0
+    "types": Feed(np.int32, ("t",), _types),  # 1 for the tokens of a pair's second text
+    "places": Feed(np.int32, ("b", "s"), _places),  # the token at each place of the padded view
+    "tokens": Feed(np.int32, ("t",), _tokens),  # the place of each token in the padded view
+    "bias": Feed(np.float32, ("b", 1, 1, "s"), _bias),  # 0 where a place holds a token, MASKED where not
+    "shares": Feed(np.float32, ("b", "t"), _shares),  # each token's weight in its text's mean
+    "first": Feed(np.int32, ("b",), _first),  # the first token of each text
+    "last": Feed(np.int32, ("b",), _last),  # the last one
+}
+"""Everything that a graph may take."""
+
+
+def pack(readings: Sequence[Reading], names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], Layout]:
+    """Lay texts one after another and return the feeds of these names. Cost: B * S + B * T small numbers at most."""
+    layout = Layout(readings)
+    return {name: FEEDS[name].make(layout) for name in names}, layout

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.runtime.jobs import Lane, Meter, Rules
+    from quadrate.runtime.packing import Reading
     from quadrate.telemetry import Trace
 
 NICENESS = 5
@@ -98,15 +99,23 @@ class Scheduler:
         return found
 
     async def run(
-        self, lane: Lane, readings: Sequence[NDArray[np.int32]], *, output: str, deadline: float | None, trace: Trace | None = None
+        self,
+        lane: Lane,
+        readings: Sequence[Reading],
+        *,
+        outputs: Sequence[str],
+        deadline: float | None,
+        tenant: str = "",
+        trace: Trace | None = None,
     ) -> Job:
         """Run texts and return their job, whose `results` are then complete.
 
         Args:
             lane: The model.
-            readings: At least one text as token ids, special tokens included.
-            output: Which of the graph's outputs is wanted.
+            readings: At least one text.
+            outputs: Which of the graph's outputs are wanted.
             deadline: When the caller stops waiting, on the clock; None if it did not say.
+            tenant: On whose behalf.
             trace: The request's, for the batch spans that link to it.
 
         Raises:
@@ -115,7 +124,7 @@ class Scheduler:
             Unavailable: The model failed, or the process is going.
         """
         texts = len(readings)
-        job = Job(lane, output, deadline, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
+        job = Job(lane, tuple(outputs), deadline, tenant, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
         self._submit(job, readings)
         timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._expire, job) if deadline is not None else None
         try:
@@ -169,7 +178,7 @@ class Scheduler:
 
     # On the event loop's thread.
 
-    def _submit(self, job: Job, readings: Sequence[NDArray[np.int32]]) -> None:
+    def _submit(self, job: Job, readings: Sequence[Reading]) -> None:
         lane = job.lane
         if lane.failed or self._closed:
             raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
@@ -218,7 +227,7 @@ class Scheduler:
         place = bisect.bisect_right(self._waiting, start, key=_start)
         return self._waiting_seconds * place / len(self._waiting) / self._rules.runners
 
-    def _enqueue(self, job: Job, readings: Sequence[NDArray[np.int32]], costs: Sequence[float], starts: Sequence[float]) -> None:
+    def _enqueue(self, job: Job, readings: Sequence[Reading], costs: Sequence[float], starts: Sequence[float]) -> None:
         """Put texts into the fair order. Under the lock."""
         order = _new_order()
         texts = [
@@ -354,7 +363,7 @@ class Scheduler:
         return Batch(lane, texts, lone, lane.cost.seconds([text.tokens for text in texts]), now, time.time_ns())
 
     def _run(self, batch: Batch) -> None:
-        outputs = sorted({text.job.output for text in batch.texts})
+        outputs = sorted({output for text in batch.texts for output in text.job.outputs})
         try:
             results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide)
             _check_rows(results, outputs, len(batch.texts))
@@ -374,7 +383,7 @@ class Scheduler:
         with self._changed:
             for place, text in enumerate(batch.texts):
                 job = text.job
-                job.results[text.place] = results[job.output][place]
+                job.results[text.place] = tuple(results[output][place] for output in job.outputs)
                 job.left -= 1
                 job.queue_seconds = max(job.queue_seconds, batch.started - job.submitted)
                 job.inference_seconds = max(job.inference_seconds, batch.seconds)

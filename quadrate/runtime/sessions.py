@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.packing import pack
+from quadrate.runtime.packing import Layout, pack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.config.worker import Device
-    from quadrate.runtime.graphs import Graph
+    from quadrate.runtime.graphs import Form, Graph
+    from quadrate.runtime.packing import Reading
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -36,9 +37,7 @@ class Session(Protocol):
 
     provider: str
 
-    def run(
-        self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool
-    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """Return for each output one array for each text, in order. Any exception means that the session is broken."""
 
 
@@ -69,35 +68,38 @@ class OnnxSession:
     def __init__(self, graph: Graph, provider: str, *, threads: int) -> None:
         self.provider = provider
         self._inputs = graph.inputs
+        self._forms = graph.outputs
         self._narrow = _open(graph, provider, threads=1)
         self._wide = _open(graph, provider, threads=threads) if threads > 1 and provider == CPU else self._narrow
 
-    def run(
-        self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool
-    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
-        packed = pack(readings)
+        feeds, layout = pack(readings, self._inputs)
         session = self._wide if wide else self._narrow
-        results = session.run(outputs, {name: packed.feeds[name] for name in self._inputs})
-        cut = packed.bounds[1:-1]
-        return {name: np.split(result, cut) if name == "states" else list(result) for name, result in zip(outputs, results, strict=True)}
+        results = session.run(outputs, feeds)
+        return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
+
+
+def rows(result: NDArray[np.float32], form: Form, layout: Layout) -> Sequence[NDArray[np.float32]]:
+    """Return an output as one array for each text: `[width]`, or `[tokens, width]` where it has a row for each token."""
+    return list(result) if form.per == "text" else np.split(result, layout.bounds[1:-1])
 
 
 class NullSession:
-    """Answers at once with vectors that depend on the text's length alone. For measuring what is around a model, never for serving.
+    """Answers at once with values that depend on the text's length alone. For measuring what is around a model, never for serving.
 
     Args:
-        width: The length of the vectors.
+        forms: The graph's outputs.
     """
 
     provider = NULL
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    def __init__(self, forms: Mapping[str, Form]) -> None:
+        self._forms = forms
 
     def run(
         self,
-        readings: Sequence[NDArray[np.int32]],
+        readings: Sequence[Reading],
         outputs: Sequence[str],
         *,
         wide: bool,  # noqa: ARG002 - as every session
@@ -106,8 +108,9 @@ class NullSession:
         return {name: [self._rows(name, len(reading)) for reading in readings] for name in outputs}
 
     def _rows(self, output: str, tokens: int) -> NDArray[np.float32]:
-        shape = (tokens, self._width) if output == "states" else (self._width,)
-        return np.full(shape, self._width**-0.5, np.float32)
+        form = self._forms[output]
+        shape = (form.width,) if form.per == "text" else (tokens, form.width)
+        return np.full(shape, form.width**-0.5, np.float32)
 
 
 def _open(graph: Graph, provider: str, *, threads: int) -> onnxruntime.InferenceSession:

@@ -14,6 +14,7 @@ from quadrate.config import yamlfile
 from quadrate.config.models import FolderSource, ModelCard, ModelsFile
 from quadrate.config.worker import EmbedSettings
 from quadrate.runtime import engine, store
+from quadrate.runtime.packing import Reading
 from quadrate.runtime.store import StoredModel
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.v1.options_pb2 import LEFT, RIGHT
@@ -59,7 +60,7 @@ def random_model(path: Path, *, pooling: str, **changes: Any) -> Path:
 
 def run(model: Model, texts: Sequence[str]) -> np.ndarray:
     """Embed texts, cut on the right, seven a run."""
-    readings = [model.tokenizer.read(model.tokenizer.fit(ids, RIGHT, param="text")[0]) for ids in model.tokenizer.encode(texts)]
+    readings = [Reading.of(model.tokenizer.read(model.tokenizer.fit(ids, RIGHT, param="text")[0])) for ids in model.tokenizer.encode(texts)]
     return np.stack(
         [row for start in range(0, len(texts), 7) for row in model.session.run(readings[start : start + 7], ["unit"], wide=False)["unit"]]
     )
@@ -106,10 +107,10 @@ def test_token_states_equal_transformers(tmp_path: Path) -> None:
     reference = transformers.BertModel.from_pretrained(path).eval()
     late = ModelCard(served_name="x", task="rerank", scoring="late_interaction", source=FolderSource(type="folder", path=path))
     model = engine.load("model", late, StoredModel(path, "test"), SETTINGS)
-    readings = [model.tokenizer.read(ids[:48]) for ids in model.tokenizer.encode(some_texts(9))]
-    for reading, states in zip(readings, model.session.run(readings, ["states"], wide=False)["states"], strict=True):
+    readings = [Reading.of(model.tokenizer.read(ids[:48])) for ids in model.tokenizer.encode(some_texts(9))]
+    for reading, states in zip(readings, model.session.run(readings, ["multi_vector"], wide=False)["multi_vector"], strict=True):
         with torch.inference_mode():
-            expected = reference(torch.from_numpy(reading[None].astype(np.int64))).last_hidden_state[0].numpy()
+            expected = reference(torch.from_numpy(reading.ids[None].astype(np.int64))).last_hidden_state[0].numpy()
         np.testing.assert_allclose(states, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=2e-5)
 
 

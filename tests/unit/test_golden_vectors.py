@@ -13,6 +13,7 @@ from quadrate.config import yamlfile
 from quadrate.config.models import ModelsFile
 from quadrate.config.worker import EmbedSettings
 from quadrate.runtime import engine, store
+from quadrate.runtime.packing import Reading
 from quadrate.v1.options_pb2 import RIGHT
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def test_vectors_equal_those_of_sentence_transformers(minilm: Model) -> None:
     assert len(texts) == len(golden) >= 200
     encoded = minilm.tokenizer.encode(texts)
     kept = [minilm.tokenizer.fit(ids, RIGHT, param="input") for ids in encoded]
-    readings = [minilm.tokenizer.read(ids) for ids, _ in kept]
+    readings = [Reading.of(minilm.tokenizer.read(ids)) for ids, _ in kept]
     lengths = {len(reading) for reading in readings}
     assert {len(readings[0]) > 2, min(lengths) <= 4, max(lengths) == 256} == {True}
     assert sum(removed > 0 for _, removed in kept) >= 50
@@ -45,5 +46,5 @@ def test_vectors_equal_those_of_sentence_transformers(minilm: Model) -> None:
     np.testing.assert_allclose(found, golden, atol=1e-5)
 
 
-def _run(model: Model, readings: list[np.ndarray]) -> list[np.ndarray]:
+def _run(model: Model, readings: list[Reading]) -> list[np.ndarray]:
     return list(model.session.run(readings, ["unit"], wide=False)["unit"])

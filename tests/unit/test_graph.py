@@ -12,8 +12,8 @@ import pytest
 from quadrate.config.models import FolderSource, ModelCard
 from quadrate.errors import ConfigError
 from quadrate.runtime import folder
-from quadrate.runtime.graphs import build
-from quadrate.runtime.packing import pack
+from quadrate.runtime.graphs import Form, build
+from quadrate.runtime.packing import FEEDS, Reading, pack
 from quadrate.runtime.sessions import CPU, NullSession, OnnxSession, provider_for
 from quadrate.runtime.weights import Weights
 from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from quadrate.runtime.graphs.bert import Head
-
     Array = NDArray[np.float64]
 
 LENGTHS = (5, 1, 33, 12, 2, 48)
 
 
-def session(path: Path, head: Head = "vectors", *, threads: int = 1) -> OnnxSession:
+def session(path: Path, *, token_vectors: bool = False, threads: int = 1) -> OnnxSession:
     """Open the model in a folder."""
-    card = ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path))
-    return OnnxSession(build(folder.read(path, card), Weights(path), head), CPU, threads=threads)
+    source = FolderSource(type="folder", path=path)
+    card = ModelCard(served_name="tiny", task="embed", source=source)
+    if token_vectors:
+        card = ModelCard(served_name="tiny", task="rerank", scoring="late_interaction", source=source)
+    return OnnxSession(build(folder.read(path, card), Weights(path)), CPU, threads=threads)
 
 
-def readings(lengths: tuple[int, ...] = LENGTHS, seed: int = 5) -> list[NDArray[np.int32]]:
+def readings(lengths: tuple[int, ...] = LENGTHS, seed: int = 5) -> list[Reading]:
     """Return random texts of these lengths."""
     random = np.random.default_rng(seed)
-    return [random.integers(0, tiny_config()["vocab_size"], length).astype(np.int32) for length in lengths]
+    return [Reading.of(random.integers(0, tiny_config()["vocab_size"], length).astype(np.int32)) for length in lengths]
 
 
 def norm(x: Array, weights: Mapping[str, Array], name: str) -> Array:
@@ -106,8 +107,8 @@ def test_vectors_are_those_of_the_definition(tmp_path: Path, pooling: str, chang
     path = write_tiny_model(tmp_path, pooling=pooling, weights=weights, **changes)
     texts = readings()
     found = session(path).run(texts, ["pooled", "unit"], wide=False)
-    for place, ids in enumerate(texts):
-        states = reference(ids, weights, config)
+    for place, text in enumerate(texts):
+        states = reference(text.ids, weights, config)
         pooled = states[0] if pooling == "cls" else states.mean(0)
         np.testing.assert_allclose(found["pooled"][place], pooled, atol=2e-5)
         np.testing.assert_allclose(found["unit"][place], unit(pooled), atol=2e-5)
@@ -118,9 +119,10 @@ def test_token_states_are_those_of_the_definition(tmp_path: Path) -> None:
     config = tiny_config()
     weights = tiny_weights(config)
     texts = readings()
-    found = session(write_tiny_model(tmp_path, weights=weights), "states").run(texts, ["states"], wide=False)["states"]
-    for ids, states in zip(texts, found, strict=True):
-        np.testing.assert_allclose(states, unit(reference(ids, weights, config)), atol=2e-5)
+    made = session(write_tiny_model(tmp_path, weights=weights), token_vectors=True)
+    found = made.run(texts, ["multi_vector"], wide=False)["multi_vector"]
+    for text, states in zip(texts, found, strict=True):
+        np.testing.assert_allclose(states, unit(reference(text.ids, weights, config)), atol=2e-5)
 
 
 def test_names_may_begin_with_bert_and_norms_be_called_gamma_and_beta(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
     changes = {"hidden_size": 128, "intermediate_size": 256}
     path = write_tiny_model(tmp_path, weights=tiny_weights(tiny_config(**changes)), **changes)
     card = ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path))
-    graph = build(folder.read(path, card), Weights(path), "vectors")
+    graph = build(folder.read(path, card), Weights(path))
     assert len(graph.proto) < 60_000 < graph.weight_bytes
     external = [entry for entry in onnx.load_model_from_string(graph.proto).graph.initializer if entry.external_data]
     places = {pair.value for entry in external for pair in entry.external_data if pair.key == "location"}
@@ -182,15 +184,19 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
 
 def test_a_batch_is_laid_out_as_the_graph_reads_it() -> None:
     """A batch is one row of tokens, with the places of each text."""
-    packed = pack([np.array([7, 8, 9], np.int32), np.array([5], np.int32)])
-    assert packed.feeds["ids"].tolist() == [7, 8, 9, 5]
-    assert packed.feeds["positions"].tolist() == [0, 1, 2, 0]
-    assert packed.feeds["places"].tolist() == [[0, 1, 2], [3, 0, 0]]
-    assert packed.feeds["tokens"].tolist() == [0, 1, 2, 3]
-    assert packed.feeds["bias"].reshape(2, 3).tolist() == [[0, 0, 0], [0, -1e9, -1e9]]
-    np.testing.assert_allclose(packed.feeds["shares"], [[1 / 3, 1 / 3, 1 / 3, 0], [0, 0, 0, 1]])
-    assert packed.feeds["first"].tolist() == [0, 3]
-    assert packed.bounds.tolist() == [0, 3, 4]
+    texts = [Reading(np.array([7, 8, 9], np.int32), second=1), Reading.of(np.array([5], np.int32))]
+    feeds, layout = pack(texts, FEEDS)
+    assert feeds["ids"].tolist() == [7, 8, 9, 5]
+    assert feeds["positions"].tolist() == [0, 1, 2, 0]
+    assert feeds["places"].tolist() == [[0, 1, 2], [3, 0, 0]]
+    assert feeds["tokens"].tolist() == [0, 1, 2, 3]
+    assert feeds["bias"].reshape(2, 3).tolist() == [[0, 0, 0], [0, -1e9, -1e9]]
+    np.testing.assert_allclose(feeds["shares"], [[1 / 3, 1 / 3, 1 / 3, 0], [0, 0, 0, 1]])
+    assert feeds["types"].tolist() == [0, 1, 1, 0]
+    assert feeds["first"].tolist() == [0, 3]
+    assert feeds["last"].tolist() == [2, 3]
+    assert {name: feed.dtype for name, feed in FEEDS.items()} == {name: feeds[name].dtype for name in FEEDS}
+    assert layout.bounds.tolist() == [0, 3, 4]
 
 
 def test_the_device_asked_for_is_the_device_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,14 +215,14 @@ def test_a_provider_that_would_not_be_used_is_refused(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path)
     card = ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path))
     with pytest.raises(ConfigError, match="DmlExecutionProvider"), pytest.warns(UserWarning, match="not in available"):
-        OnnxSession(build(folder.read(path, card), Weights(path), "vectors"), "DmlExecutionProvider", threads=1)
+        OnnxSession(build(folder.read(path, card), Weights(path)), "DmlExecutionProvider", threads=1)
 
 
 def test_the_null_session_gives_the_right_shapes() -> None:
     """The null session answers with the right shapes and unit lengths, and says what it is."""
-    made = NullSession(16)
+    made = NullSession({"unit": Form("text", 16), "multi_vector": Form("token", 16)})
     assert made.provider == "NullExecutionProvider"
-    found = made.run(readings((3, 4)), ["unit", "states"], wide=False)
+    found = made.run(readings((3, 4)), ["unit", "multi_vector"], wide=False)
     assert [row.shape for row in found["unit"]] == [(16,), (16,)]
-    assert [row.shape for row in found["states"]] == [(3, 16), (4, 16)]
+    assert [row.shape for row in found["multi_vector"]] == [(3, 16), (4, 16)]
     assert np.linalg.norm(found["unit"][0]) == pytest.approx(1.0)

@@ -17,12 +17,11 @@ from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavail
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.jobs import Batch, Lane, Rules
+from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 LIMITS = Limits(tokens=64, texts=16)
 SPEED = 1000.0
@@ -56,15 +55,15 @@ class FakeSession:
         self.error: Exception | None = None
         self.missing_rows = 0
 
-    def run(self, readings: Sequence[NDArray[np.int32]], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Any]:
+    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Any]:
         """See Session."""
-        self.runs.append(([int(reading[0]) for reading in readings], wide))
+        self.runs.append(([int(reading.ids[0]) for reading in readings], wide))
         self.entered.release()
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
         answered = readings[: len(readings) - self.missing_rows]
-        return {name: [np.array([reading[0]], np.float32) for reading in answered] for name in outputs}
+        return {name: [np.array([reading.ids[0]], np.float32) for reading in answered] for name in outputs}
 
 
 class Notes:
@@ -105,8 +104,8 @@ class Bench:
         return asyncio.create_task(self._run(first, count, tokens, deadline))
 
     async def _run(self, first: int, count: int, tokens: int, deadline: float | None) -> list[int]:
-        readings = [np.full(tokens, first + place, np.int32) for place in range(count)]
-        job = await self.scheduler.run(self.lane, readings, output="unit", deadline=deadline)
+        readings = [Reading.of(np.full(tokens, first + place, np.int32)) for place in range(count)]
+        job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline)
         return [int(row[0]) for row in job.results if row is not None]
 
     async def until_entered(self, runs: int = 1) -> None:
@@ -217,8 +216,8 @@ async def test_models_share_the_runners_and_never_a_run() -> None:
         other = made.make_lane("other", FakeSession())
         first = await made.busy()
         mine = [made.run(number) for number in (1, 2)]
-        readings = [np.full(10, 9, np.int32)]
-        theirs = asyncio.create_task(made.scheduler.run(other, readings, output="unit", deadline=None))
+        readings = [Reading.of(np.full(10, 9, np.int32))]
+        theirs = asyncio.create_task(made.scheduler.run(other, readings, outputs=["unit"], deadline=None))
         await asyncio.sleep(0)
         made.session.gate.set()
         await asyncio.gather(first, *mine, theirs)
@@ -301,9 +300,9 @@ async def test_a_large_request_whose_caller_leaves_holds_no_memory() -> None:
 async def test_what_was_answered_is_freed_at_once() -> None:
     """What a request held is freed when it is answered, not when the garbage collector comes."""
     async with bench() as made:
-        readings = [np.full(10, place, np.int32) for place in range(40)]
-        job = await made.scheduler.run(made.lane, readings, output="unit", deadline=None)
-        kept = [weakref.ref(reading) for reading in readings]
+        readings = [Reading.of(np.full(10, place, np.int32)) for place in range(40)]
+        job = await made.scheduler.run(made.lane, readings, outputs=["unit"], deadline=None)
+        kept = [weakref.ref(reading.ids) for reading in readings]
         assert len(job.batches) > 1
         gc.disable()
         try:

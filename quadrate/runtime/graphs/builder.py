@@ -8,7 +8,7 @@ number format) is handed over beside the proto.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -28,6 +28,21 @@ IR_VERSION = 10
 INLINE_BYTES = 16_384
 """Smaller constants go into the proto: the optimizer looks at them, and they are not worth a handle each."""
 
+_ROWS = {"text": "b", "token": "t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What one output is.
+
+    Attributes:
+        per: Whether it has a row for each text or for each token.
+        width: Values of a row.
+    """
+
+    per: Literal["text", "token"]
+    width: int
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:
@@ -37,9 +52,8 @@ class Graph:
         proto: The serialised ModelProto, without the large weights.
         folder: Where the files lie that the proto names.
         computed: The large weights that lie in no file, by the name that the proto calls them.
-        inputs: The names of the inputs.
-        outputs: The names of the outputs.
-        width: The length of the vectors that it gives.
+        inputs: The names of the inputs; see `quadrate.runtime.packing.FEEDS`.
+        outputs: The outputs by name, and what each is.
         weight_bytes: What all its weights take.
     """
 
@@ -47,8 +61,7 @@ class Graph:
     folder: Path
     computed: Mapping[str, NDArray[np.float32]]
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    width: int
+    outputs: Mapping[str, Form]
     weight_bytes: int
 
 
@@ -94,15 +107,16 @@ class Builder:
         """Add a list of integers, for shapes and axes."""
         return self.constant(np.array(values, np.int64))
 
-    def finish(self, outputs: Mapping[str, str], *, width: int) -> Graph:
-        """Close the graph; `outputs` names each result's value, all float32 of `[n, width]`."""
-        for name, value in outputs.items():
+    def finish(self, outputs: Mapping[str, tuple[str, Form]]) -> Graph:
+        """Close the graph; `outputs` names each result's value and form, all float32 of `[B or T, width]`."""
+        for name, (value, _) in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        results = [_value(name, np.float32, ["n" if name == "states" else "b", width]) for name in outputs]
+        results = [_value(name, np.float32, [_ROWS[form.per], form.width]) for name, (_, form) in outputs.items()]
         graph = helper.make_graph(self._nodes, "quadrate", self._inputs, results, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="quadrate")
         inputs = tuple(value.name for value in self._inputs)
-        return Graph(model.SerializeToString(), self._weights.folder, self._computed, inputs, tuple(outputs), width, self._weight_bytes)
+        forms = {name: form for name, (_, form) in outputs.items()}
+        return Graph(model.SerializeToString(), self._weights.folder, self._computed, inputs, forms, self._weight_bytes)
 
 
 def _value(name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> Any:

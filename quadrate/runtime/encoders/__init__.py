@@ -1,0 +1,16 @@
+"""The families of encoders that can be served: each reads its sizes from config.json and writes itself into a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quadrate.runtime.encoders.bert import Bert
+from quadrate.runtime.encoders.encoder import Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FAMILIES: Mapping[str, type[Encoder]] = {"bert": Bert}
+"""By `model_type` of config.json."""
+
+__all__ = ["FAMILIES", "Encoder"]
