@@ -106,7 +106,7 @@ class Bench:
     async def _run(self, first: int, count: int, tokens: int, deadline: float | None) -> list[int]:
         readings = [Reading.of(np.full(tokens, first + place, np.int32)) for place in range(count)]
         job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline)
-        return [int(row[0]) for row in job.results if row is not None]
+        return [int(row[0][0]) for row in job.results if row is not None]
 
     async def until_entered(self, runs: int = 1) -> None:
         """Wait until so many more runs have begun."""
