@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from quadrate.v1 import options_pb2 as quadrate_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/embed.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\x90\x04\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x12.quadrate.v1.InputR\x06inputs\x12%\n\x04role\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.RoleR\x04role\x12\x1b\n\x06prompt\x18\x04 \x01(\tH\x00R\x06prompt\x88\x01\x01\x12$\n\x0bprompt_name\x18\x05 \x01(\tH\x01R\npromptName\x88\x01\x01\x12\x37\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12#\n\ndimensions\x18\x07 \x01(\x05H\x02R\ndimensions\x88\x01\x01\x12-\n\x07outputs\x18\x08 \x03(\x0e\x32\x13.quadrate.v1.OutputR\x07outputs\x12\x35\n\nvalue_type\x18\t \x01(\x0e\x32\x16.quadrate.v1.ValueTypeR\tvalueType\x12!\n\tnormalize\x18\n \x01(\x08H\x03R\tnormalize\x88\x01\x01\x12%\n\x0binstruction\x18\x0b \x01(\tH\x04R\x0binstruction\x88\x01\x01\x42\t\n\x07_promptB\x0e\n\x0c_prompt_nameB\r\n\x0b_dimensionsB\x0c\n\n_normalizeB\x0e\n\x0c_instruction\"\xf0\x01\n\rEmbedResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x36\n\nembeddings\x18\x02 \x03(\x0b\x32\x16.quadrate.v1.EmbeddingR\nembeddings\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\x12\x37\n\nprovenance\x18\x04 \x01(\x0b\x32\x17.quadrate.v1.ProvenanceR\nprovenance\x12.\n\x07timings\x18\x05 \x01(\x0b\x32\x14.quadrate.v1.TimingsR\x07timings\"\x87\x02\n\tEmbedding\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12\x16\n\x06values\x18\x02 \x03(\x02R\x06values\x12#\n\rpacked_values\x18\x03 \x01(\x0cR\x0cpackedValues\x12\x31\n\x06sparse\x18\x04 \x01(\x0b\x32\x19.quadrate.v1.SparseVectorR\x06sparse\x12;\n\x0cmulti_vector\x18\x05 \x01(\x0b\x32\x18.quadrate.v1.MultiVectorR\x0bmultiVector\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_index\"E\n\x0cSparseVector\x12\x1b\n\ttoken_ids\x18\x01 \x03(\x05R\x08tokenIds\x12\x18\n\x07weights\x18\x02 \x03(\x02R\x07weights\"\x91\x01\n\x0bMultiVector\x12\x17\n\x04rows\x18\x01 \x01(\x05H\x00R\x04rows\x88\x01\x01\x12\x19\n\x05width\x18\x02 \x01(\x05H\x01R\x05width\x88\x01\x01\x12\x16\n\x06values\x18\x03 \x03(\x02R\x06values\x12#\n\rpacked_values\x18\x04 \x01(\x0cR\x0cpackedValuesB\x07\n\x05_rowsB\x08\n\x06_width\"Y\n\x12\x45mbedStreamRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\x19.quadrate.v1.EmbedRequestR\x07request\"\x95\x01\n\x13\x45mbedStreamResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x38\n\x08response\x18\x02 \x01(\x0b\x32\x1a.quadrate.v1.EmbedResponseH\x00R\x08response\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.ErrorH\x00R\x05\x65rrorB\x08\n\x06result2\xc3\x01\n\x0c\x45mbedService\x12]\n\x05\x45mbed\x12\x19.quadrate.v1.EmbedRequest\x1a\x1a.quadrate.v1.EmbedResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/quadrate/v1/embed:\x01*\x12T\n\x0b\x45mbedStream\x12\x1f.quadrate.v1.EmbedStreamRequest\x1a .quadrate.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/embed.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\xbb\x04\n\x0c\x45mbedRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x12.quadrate.v1.InputR\x06inputs\x12%\n\x04role\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.RoleR\x04role\x12\x1b\n\x06prompt\x18\x04 \x01(\tH\x00R\x06prompt\x88\x01\x01\x12$\n\x0bprompt_name\x18\x05 \x01(\tH\x01R\npromptName\x88\x01\x01\x12\x37\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12#\n\ndimensions\x18\x07 \x01(\x05H\x02R\ndimensions\x88\x01\x01\x12-\n\x07outputs\x18\x08 \x03(\x0e\x32\x13.quadrate.v1.OutputR\x07outputs\x12\x35\n\nvalue_type\x18\t \x01(\x0e\x32\x16.quadrate.v1.ValueTypeR\tvalueType\x12!\n\tnormalize\x18\n \x01(\x08H\x03R\tnormalize\x88\x01\x01\x12%\n\x0binstruction\x18\x0b \x01(\tH\x04R\x0binstruction\x88\x01\x01\x12)\n\x10tokenizer_sha256\x18\x0c \x01(\tR\x0ftokenizerSha256B\t\n\x07_promptB\x0e\n\x0c_prompt_nameB\r\n\x0b_dimensionsB\x0c\n\n_normalizeB\x0e\n\x0c_instruction\"\xf0\x01\n\rEmbedResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x36\n\nembeddings\x18\x02 \x03(\x0b\x32\x16.quadrate.v1.EmbeddingR\nembeddings\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\x12\x37\n\nprovenance\x18\x04 \x01(\x0b\x32\x17.quadrate.v1.ProvenanceR\nprovenance\x12.\n\x07timings\x18\x05 \x01(\x0b\x32\x14.quadrate.v1.TimingsR\x07timings\"\x87\x02\n\tEmbedding\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12\x16\n\x06values\x18\x02 \x03(\x02R\x06values\x12#\n\rpacked_values\x18\x03 \x01(\x0cR\x0cpackedValues\x12\x31\n\x06sparse\x18\x04 \x01(\x0b\x32\x19.quadrate.v1.SparseVectorR\x06sparse\x12;\n\x0cmulti_vector\x18\x05 \x01(\x0b\x32\x18.quadrate.v1.MultiVectorR\x0bmultiVector\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_index\"E\n\x0cSparseVector\x12\x1b\n\ttoken_ids\x18\x01 \x03(\x05R\x08tokenIds\x12\x18\n\x07weights\x18\x02 \x03(\x02R\x07weights\"\x91\x01\n\x0bMultiVector\x12\x17\n\x04rows\x18\x01 \x01(\x05H\x00R\x04rows\x88\x01\x01\x12\x19\n\x05width\x18\x02 \x01(\x05H\x01R\x05width\x88\x01\x01\x12\x16\n\x06values\x18\x03 \x03(\x02R\x06values\x12#\n\rpacked_values\x18\x04 \x01(\x0cR\x0cpackedValuesB\x07\n\x05_rowsB\x08\n\x06_width\"Y\n\x12\x45mbedStreamRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\x19.quadrate.v1.EmbedRequestR\x07request\"\x95\x01\n\x13\x45mbedStreamResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x38\n\x08response\x18\x02 \x01(\x0b\x32\x1a.quadrate.v1.EmbedResponseH\x00R\x08response\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.ErrorH\x00R\x05\x65rrorB\x08\n\x06result2\xc3\x01\n\x0c\x45mbedService\x12]\n\x05\x45mbed\x12\x19.quadrate.v1.EmbedRequest\x1a\x1a.quadrate.v1.EmbedResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/quadrate/v1/embed:\x01*\x12T\n\x0b\x45mbedStream\x12\x1f.quadrate.v1.EmbedStreamRequest\x1a .quadrate.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDSERVICE'].methods_by_name['Embed']._loaded_options = None
   _globals['_EMBEDSERVICE'].methods_by_name['Embed']._serialized_options = b'\202\323\344\223\002\027\"\022/quadrate/v1/embed:\001*'
   _globals['_EMBEDREQUEST']._serialized_start=98
-  _globals['_EMBEDREQUEST']._serialized_end=626
-  _globals['_EMBEDRESPONSE']._serialized_start=629
-  _globals['_EMBEDRESPONSE']._serialized_end=869
-  _globals['_EMBEDDING']._serialized_start=872
-  _globals['_EMBEDDING']._serialized_end=1135
-  _globals['_SPARSEVECTOR']._serialized_start=1137
-  _globals['_SPARSEVECTOR']._serialized_end=1206
-  _globals['_MULTIVECTOR']._serialized_start=1209
-  _globals['_MULTIVECTOR']._serialized_end=1354
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1356
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1445
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1448
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1597
-  _globals['_EMBEDSERVICE']._serialized_start=1600
-  _globals['_EMBEDSERVICE']._serialized_end=1795
+  _globals['_EMBEDREQUEST']._serialized_end=669
+  _globals['_EMBEDRESPONSE']._serialized_start=672
+  _globals['_EMBEDRESPONSE']._serialized_end=912
+  _globals['_EMBEDDING']._serialized_start=915
+  _globals['_EMBEDDING']._serialized_end=1178
+  _globals['_SPARSEVECTOR']._serialized_start=1180
+  _globals['_SPARSEVECTOR']._serialized_end=1249
+  _globals['_MULTIVECTOR']._serialized_start=1252
+  _globals['_MULTIVECTOR']._serialized_end=1397
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1399
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1488
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1491
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1640
+  _globals['_EMBEDSERVICE']._serialized_start=1643
+  _globals['_EMBEDSERVICE']._serialized_end=1838
 # @@protoc_insertion_point(module_scope)

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "inputs", "role", "prompt", "prompt_name", "truncation", "dimensions", "outputs", "value_type", "normalize", "instruction")
+    __slots__ = ("model", "inputs", "role", "prompt", "prompt_name", "truncation", "dimensions", "outputs", "value_type", "normalize", "instruction", "tokenizer_sha256")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class EmbedRequest(_message.Message):
     VALUE_TYPE_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_options_pb2.Input]
     role: _options_pb2.Role
@@ -32,7 +33,8 @@ class EmbedRequest(_message.Message):
     value_type: _options_pb2.ValueType
     normalize: bool
     instruction: str
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., role: _Optional[_Union[_options_pb2.Role, str]] = ..., prompt: _Optional[str] = ..., prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., dimensions: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., value_type: _Optional[_Union[_options_pb2.ValueType, str]] = ..., normalize: _Optional[bool] = ..., instruction: _Optional[str] = ...) -> None: ...
+    tokenizer_sha256: str
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., role: _Optional[_Union[_options_pb2.Role, str]] = ..., prompt: _Optional[str] = ..., prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., dimensions: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., value_type: _Optional[_Union[_options_pb2.ValueType, str]] = ..., normalize: _Optional[bool] = ..., instruction: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("model", "embeddings", "usage", "provenance", "timings")

@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from quadrate.v1 import options_pb2 as quadrate_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quadrate/v1/rerank.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\x81\x04\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12=\n\x0fquery_token_ids\x18\x03 \x01(\x0b\x32\x15.quadrate.v1.TokenIdsR\rqueryTokenIds\x12\x30\n\tdocuments\x18\x04 \x03(\x0b\x32\x12.quadrate.v1.InputR\tdocuments\x12\x18\n\x05top_n\x18\x05 \x01(\x05H\x00R\x04topN\x88\x01\x01\x12.\n\x10return_documents\x18\x06 \x01(\x08H\x01R\x0freturnDocuments\x88\x01\x01\x12\x30\n\x12max_tokens_per_doc\x18\x07 \x01(\x05H\x02R\x0fmaxTokensPerDoc\x88\x01\x01\x12\x37\n\ntruncation\x18\x08 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12\"\n\nraw_scores\x18\t \x01(\x08H\x03R\trawScores\x88\x01\x01\x12%\n\x0binstruction\x18\n \x01(\tH\x04R\x0binstruction\x88\x01\x01\x42\x08\n\x06_top_nB\x13\n\x11_return_documentsB\x15\n\x13_max_tokens_per_docB\r\n\x0b_raw_scoresB\x0e\n\x0c_instruction\"\x8a\x02\n\x0eRerankResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x33\n\x07results\x18\x02 \x03(\x0b\x32\x19.quadrate.v1.RerankResultR\x07results\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\x12\x37\n\nprovenance\x18\x04 \x01(\x0b\x32\x17.quadrate.v1.ProvenanceR\nprovenance\x12.\n\x07timings\x18\x05 \x01(\x0b\x32\x14.quadrate.v1.TimingsR\x07timings\x12\x1a\n\x08warnings\x18\x06 \x03(\tR\x08warnings\"\xda\x01\n\x0cRerankResult\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12,\n\x0frelevance_score\x18\x02 \x01(\x02H\x01R\x0erelevanceScore\x88\x01\x01\x12\x39\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x1d.quadrate.v1.RerankedDocumentR\x08\x64ocument\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_indexB\x12\n\x10_relevance_score\"&\n\x10RerankedDocument\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text2r\n\rRerankService\x12\x61\n\x06Rerank\x12\x1a.quadrate.v1.RerankRequest\x1a\x1b.quadrate.v1.RerankResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/quadrate/v1/rerank:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quadrate/v1/rerank.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\xac\x04\n\rRerankRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n\x05query\x18\x02 \x01(\tR\x05query\x12=\n\x0fquery_token_ids\x18\x03 \x01(\x0b\x32\x15.quadrate.v1.TokenIdsR\rqueryTokenIds\x12\x30\n\tdocuments\x18\x04 \x03(\x0b\x32\x12.quadrate.v1.InputR\tdocuments\x12\x18\n\x05top_n\x18\x05 \x01(\x05H\x00R\x04topN\x88\x01\x01\x12.\n\x10return_documents\x18\x06 \x01(\x08H\x01R\x0freturnDocuments\x88\x01\x01\x12\x30\n\x12max_tokens_per_doc\x18\x07 \x01(\x05H\x02R\x0fmaxTokensPerDoc\x88\x01\x01\x12\x37\n\ntruncation\x18\x08 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12\"\n\nraw_scores\x18\t \x01(\x08H\x03R\trawScores\x88\x01\x01\x12%\n\x0binstruction\x18\n \x01(\tH\x04R\x0binstruction\x88\x01\x01\x12)\n\x10tokenizer_sha256\x18\x0b \x01(\tR\x0ftokenizerSha256B\x08\n\x06_top_nB\x13\n\x11_return_documentsB\x15\n\x13_max_tokens_per_docB\r\n\x0b_raw_scoresB\x0e\n\x0c_instruction\"\x8a\x02\n\x0eRerankResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x33\n\x07results\x18\x02 \x03(\x0b\x32\x19.quadrate.v1.RerankResultR\x07results\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\x12\x37\n\nprovenance\x18\x04 \x01(\x0b\x32\x17.quadrate.v1.ProvenanceR\nprovenance\x12.\n\x07timings\x18\x05 \x01(\x0b\x32\x14.quadrate.v1.TimingsR\x07timings\x12\x1a\n\x08warnings\x18\x06 \x03(\tR\x08warnings\"\xda\x01\n\x0cRerankResult\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12,\n\x0frelevance_score\x18\x02 \x01(\x02H\x01R\x0erelevanceScore\x88\x01\x01\x12\x39\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x1d.quadrate.v1.RerankedDocumentR\x08\x64ocument\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_indexB\x12\n\x10_relevance_score\"&\n\x10RerankedDocument\x12\x12\n\x04text\x18\x01 \x01(\tR\x04text2r\n\rRerankService\x12\x61\n\x06Rerank\x12\x1a.quadrate.v1.RerankRequest\x1a\x1b.quadrate.v1.RerankResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/quadrate/v1/rerank:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RERANKSERVICE'].methods_by_name['Rerank']._loaded_options = None
   _globals['_RERANKSERVICE'].methods_by_name['Rerank']._serialized_options = b'\202\323\344\223\002\030\"\023/quadrate/v1/rerank:\001*'
   _globals['_RERANKREQUEST']._serialized_start=99
-  _globals['_RERANKREQUEST']._serialized_end=612
-  _globals['_RERANKRESPONSE']._serialized_start=615
-  _globals['_RERANKRESPONSE']._serialized_end=881
-  _globals['_RERANKRESULT']._serialized_start=884
-  _globals['_RERANKRESULT']._serialized_end=1102
-  _globals['_RERANKEDDOCUMENT']._serialized_start=1104
-  _globals['_RERANKEDDOCUMENT']._serialized_end=1142
-  _globals['_RERANKSERVICE']._serialized_start=1144
-  _globals['_RERANKSERVICE']._serialized_end=1258
+  _globals['_RERANKREQUEST']._serialized_end=655
+  _globals['_RERANKRESPONSE']._serialized_start=658
+  _globals['_RERANKRESPONSE']._serialized_end=924
+  _globals['_RERANKRESULT']._serialized_start=927
+  _globals['_RERANKRESULT']._serialized_end=1145
+  _globals['_RERANKEDDOCUMENT']._serialized_start=1147
+  _globals['_RERANKEDDOCUMENT']._serialized_end=1185
+  _globals['_RERANKSERVICE']._serialized_start=1187
+  _globals['_RERANKSERVICE']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

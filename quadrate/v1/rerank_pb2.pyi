@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RerankRequest(_message.Message):
-    __slots__ = ("model", "query", "query_token_ids", "documents", "top_n", "return_documents", "max_tokens_per_doc", "truncation", "raw_scores", "instruction")
+    __slots__ = ("model", "query", "query_token_ids", "documents", "top_n", "return_documents", "max_tokens_per_doc", "truncation", "raw_scores", "instruction", "tokenizer_sha256")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     QUERY_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class RerankRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORES_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     query_token_ids: _options_pb2.TokenIds
@@ -30,7 +31,8 @@ class RerankRequest(_message.Message):
     truncation: _options_pb2.Truncation
     raw_scores: bool
     instruction: str
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., query_token_ids: _Optional[_Union[_options_pb2.TokenIds, _Mapping]] = ..., documents: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., max_tokens_per_doc: _Optional[int] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., instruction: _Optional[str] = ...) -> None: ...
+    tokenizer_sha256: str
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., query_token_ids: _Optional[_Union[_options_pb2.TokenIds, _Mapping]] = ..., documents: _Optional[_Iterable[_Union[_options_pb2.Input, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., max_tokens_per_doc: _Optional[int] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., instruction: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ...) -> None: ...
 
 class RerankResponse(_message.Message):
     __slots__ = ("model", "results", "usage", "provenance", "timings", "warnings")
