@@ -72,6 +72,28 @@ class FolderSource(Schema):
 Source = Annotated[WheelSource | HubSource | FolderSource, Field(discriminator="type")]
 
 
+class PairCard(Schema):
+    """How a causal reranker reads a query and a document as one text: a template around both, divided at the two of them."""
+
+    prefix: str = ""
+    """Before the query's text; read as text of the model, its special tokens written out (`<|im_start|>`)."""
+    query: str = "{query}"
+    """The query's text, with `{query}` and perhaps `{instruction}` in it."""
+    document: str = "{document}"
+    """The document's text; it ends with `{document}`."""
+    suffix: str = ""
+    """After the document's text."""
+    instruction: str = ""
+    """What stands for `{instruction}` when a request gives none. Required if the query's text holds it."""
+
+
+class Answers(Schema):
+    """The words whose logits a causal reranker compares: its score is the first one's less the second one's."""
+
+    yes: str = Field(min_length=1)
+    no: str = Field(min_length=1)
+
+
 class ModelCard(Schema):
     """One model: its names, its files and how it reads and answers. None means: as the model's own files say."""
 
@@ -95,17 +117,33 @@ class ModelCard(Schema):
     """The prompt of a request that names none. None: no prompt."""
     truncation: Literal["none", "left", "right"] = "none"
     """What happens to a text over `max_tokens` when the request does not say: refused, or cut at that side."""
-    scoring: Literal["cosine", "late_interaction", "cross_encoder"] | None = None
+    instruction: str = ""
+    """The prompt of a query for which a request gives an instruction, with `{instruction}` in its place. Empty: the model takes none."""
+    scoring: Literal["cosine", "late_interaction", "cross_encoder", "causal"] | None = None
     """How a reranker makes its score. Required for one, and for nothing else."""
+    activation: Literal["none", "sigmoid"] | None = None
+    """What makes the relevance of a reranker's raw score (cross_encoder and causal)."""
+    pair: PairCard | None = None
+    """How a causal reranker reads query and document. Cross-encoders need none: their tokenizers read pairs."""
+    answers: Answers | None = None
+    """The two words of a causal reranker."""
+    architecture: str | None = None
+    """The `model_type` that config.json must name: one that names another is refused."""
+    graph: InnerPath | None = None
+    """An ONNX graph of the folder's own that is run instead of ours."""
     matryoshka_dimensions: tuple[int, ...] = ()
     """The widths that `dimensions` of a request may ask for. Empty: the model was not trained for any."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if (self.task == "rerank") != (self.scoring is not None):
-            raise ValueError("scoring must be set for task rerank (cosine, late_interaction or cross_encoder), and only for it")
+            raise ValueError("scoring must be set for task rerank (cosine, late_interaction, cross_encoder or causal), and only for it")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(f"default_prompt_name {self.default_prompt_name!r} is not among the prompts: {sorted(self.prompts)}")
+        if self.instruction and "{instruction}" not in self.instruction:
+            raise ValueError(f"instruction must hold {{instruction}}, where the request's own stands: {self.instruction!r}")
+        if self.scoring not in ("cross_encoder", "causal") and (self.activation or self.pair or self.answers):
+            raise ValueError("activation, pair and answers are for rerankers with scoring cross_encoder or causal; leave them out")
         if any(width < 1 for width in self.matryoshka_dimensions):
             raise ValueError(f"matryoshka_dimensions must be positive, not {list(self.matryoshka_dimensions)}")
         return self

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from quadrate.config.models import ModelCard
+    from quadrate.pairs import PairLayout
     from quadrate.runtime.encoders import Encoder
 
 Pooling = Literal["mean", "cls", "last"]
-Head = Literal["pooled", "token_vectors"]
+Head = Literal["pooled", "token_vectors", "bge_m3", "splade", "classification", "yes_no"]
 """What is made of the token states; `quadrate.runtime.graphs.heads` writes each."""
 
 _POOLING_FLAGS: dict[str, str] = {
@@ -34,6 +35,25 @@ _POOLING_FLAGS: dict[str, str] = {
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _NO_LIMIT = 10**6
 """Tokenizers without a limit of their own write a huge number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear layer after the pooling (sentence-transformers' Dense).
+
+    Attributes:
+        folder: Where it lies; its weights are `<folder>/linear.weight`, `[outputs, inputs]`, and `<folder>/linear.bias`.
+        inputs: The width it takes.
+        outputs: The width it gives.
+        bias: Whether it has a bias.
+        activation: What follows.
+    """
+
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: Literal["none", "tanh", "gelu", "relu", "silu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,20 @@ class Facts:
     prompts: Mapping[str, str]
     default_prompt_name: str
     """Empty: no prompt unless a request names one."""
+    labels: int = 1
+    """Scores that a classification head gives."""
+    answers: tuple[int, int] | None = None
+    """The ids of the two tokens, yes and no, whose logits a causal reranker compares."""
+    saturations: int = 1
+    """How often SPLADE takes log(1 + x) of a token's positive logits."""
+    dense: tuple[Dense, ...] = ()
+    """The linear layers after the pooling, in order."""
+    pair: PairLayout | None = None
+    """How a query and a document are read as one; None for models that read texts alone."""
+    activation: Activation = "none"
+    """What makes the relevance of a reranker's raw score."""
+    instruction_template: str = ""
+    """The prompt of a query for which a request gives an instruction, with `{instruction}` in its place. Empty: the model takes none."""
 
 
 def read(path: Path, card: ModelCard) -> Facts:
