@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "last"]
 Head = Literal["pooled", "token_vectors", "bge_m3", "splade", "classification", "yes_no"]
 """What is made of the token states; `quadrate.runtime.graphs.heads` writes each."""
+Activation = Literal["none", "sigmoid"]
+"""What makes the relevance of a reranker's raw score."""
 
 _POOLING_FLAGS: dict[str, str] = {
     "pooling_mode_mean_tokens": "mean",
