@@ -138,6 +138,12 @@ class Scheduler:
                 timer.cancel()
         return job
 
+    def busy(self, lane: Lane) -> bool:
+        """Whether a request of a model waits or a run of it goes on, be it for callers who have gone."""
+        with self._changed:
+            running = any(batch.lane is lane for batch in self._running.values())
+        return running or any(job.lane is lane for job in self._jobs)
+
     def fail(self, lane: Lane, reason: str) -> None:
         """Take a model out of service for good: its callers get a retryable error now. Called on the event loop's thread."""
         if lane.failed:
@@ -283,6 +289,7 @@ class Scheduler:
             self._run(batch)
             with self._changed:
                 del self._running[slot]
+            del batch  # while this thread waits it must not keep a model that is to go
 
     def _next(self, slot: int) -> Batch | None:
         """Wait for work and take it; None when the scheduler closes."""

@@ -40,6 +40,9 @@ class Session(Protocol):
     def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """Return for each output one array for each text, in order. Any exception means that the session is broken."""
 
+    def close(self) -> None:
+        """Let go of everything; called when no run is under way, and none follows."""
+
 
 def provider_for(device: Device) -> str:
     """Return the execution provider for a device. Raises ConfigError if it is not to be had: nothing falls back in silence."""
@@ -79,6 +82,10 @@ class OnnxSession:
         results = session.run(outputs, feeds)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
 
+    def close(self) -> None:
+        """See Session."""
+        del self._narrow, self._wide
+
 
 def rows(result: NDArray[np.float32], form: Form, layout: Layout) -> Sequence[NDArray[np.float32]]:
     """Return an output as one array for each text: `[width]`, or `[tokens, width]` where it has a row for each token."""
@@ -106,6 +113,9 @@ class NullSession:
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         return {name: [self._rows(name, len(reading)) for reading in readings] for name in outputs}
+
+    def close(self) -> None:
+        """See Session."""
 
     def _rows(self, output: str, tokens: int) -> NDArray[np.float32]:
         form = self._forms[output]

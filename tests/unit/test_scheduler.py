@@ -65,6 +65,9 @@ class FakeSession:
         answered = readings[: len(readings) - self.missing_rows]
         return {name: [np.array([reading.ids[0]], np.float32) for reading in answered] for name in outputs}
 
+    def close(self) -> None:
+        """See Session."""
+
 
 class Notes:
     """A meter that remembers."""
