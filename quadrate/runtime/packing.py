@@ -104,7 +104,12 @@ def _types(layout: Layout) -> NDArray[np.int32]:
 
 
 def _places(layout: Layout) -> NDArray[np.int32]:
-    return np.where(layout.is_real, layout.bounds[:-1, None] + layout.column, 0).astype(np.int32)
+    # A place beyond the text repeats its last token: masked in attention, and no other text's in a maximum.
+    return np.minimum(layout.bounds[:-1, None] + layout.column, layout.bounds[1:, None] - 1).astype(np.int32)
+
+
+def _column(layout: Layout) -> NDArray[np.int32]:
+    return layout.column.astype(np.int32)
 
 
 def _tokens(layout: Layout) -> NDArray[np.int32]:
@@ -133,8 +138,9 @@ FEEDS: Mapping[str, Feed] = {
     "ids": Feed(np.int32, ("t",), _ids),
     "positions": Feed(np.int32, ("t",), _positions),  # each token's place in its text, from 0
     "types": Feed(np.int32, ("t",), _types),  # 1 for the tokens of a pair's second text
-    "places": Feed(np.int32, ("b", "s"), _places),  # the token at each place of the padded view
+    "places": Feed(np.int32, ("b", "s"), _places),  # the token at each place of the padded view; the text's last beyond it
     "tokens": Feed(np.int32, ("t",), _tokens),  # the place of each token in the padded view
+    "column": Feed(np.int32, ("s",), _column),  # the places of the padded view, 0 to S - 1
     "bias": Feed(np.float32, ("b", 1, 1, "s"), _bias),  # 0 where a place holds a token, MASKED where not
     "shares": Feed(np.float32, ("b", "t"), _shares),  # each token's weight in its text's mean
     "first": Feed(np.int32, ("b",), _first),  # the first token of each text

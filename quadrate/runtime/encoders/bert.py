@@ -1,8 +1,8 @@
-"""The encoder of Devlin et al. 2019.
+"""The encoder of Devlin et al. 2019, and its heads.
 
 Left out because it changes nothing, in real arithmetic: the key's bias adds the same to all logits of a query, which the softmax ignores;
 the value's bias passes through the softmax, whose rows sum to one, and is folded into the output's; where one token of each text is
-pooled, the last layer works on those tokens alone.
+pooled, the last layer works on those tokens alone; a model that reads no pairs has its one token type added to the positions.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from quadrate.runtime.encoders.encoder import Encoder, check_heads
+from quadrate.runtime.encoders.encoder import Encoder, Vocabulary, check_heads
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.attention import Heads, attend
+from quadrate.runtime.graphs.writer import Writer, prefix_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
     from quadrate.runtime.jsonfile import JsonFile
     from quadrate.runtime.weights import Weights
 
+PREFIXES = ("", "bert.", "roberta.")
+_WORDS = "embeddings.word_embeddings.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bert(Encoder):
     """BERT.
 
     Attributes:
+        first_position: The row of the position table that a text's first token has.
         token_types: Rows of the table of token types.
         epsilon: Of the layer norms.
         activation: Of the feed-forward layers.
     """
 
+    first_position: int
     token_types: int
     epsilon: float
     activation: layers.Activation
@@ -48,7 +54,8 @@ class Bert(Encoder):
             heads=config.integer("num_attention_heads"),
             inner_width=config.integer("intermediate_size"),
             vocabulary_size=config.integer("vocab_size"),
-            max_positions=config.integer("max_position_embeddings"),
+            max_positions=config.integer("max_position_embeddings") - cls.skipped(config),
+            first_position=cls.skipped(config),
             token_types=config.integer("type_vocab_size", 2),
             epsilon=config.number("layer_norm_eps", 1e-12),
             activation=config.choice("hidden_act", layers.ACTIVATIONS, "gelu"),
@@ -56,20 +63,52 @@ class Bert(Encoder):
         check_heads(config, encoder.width, encoder.heads, encoder.layers)
         return encoder
 
+    @classmethod
+    def skipped(cls, config: JsonFile) -> int:  # noqa: ARG003 - RoBERTa asks it
+        """Return how many rows of the position table come before that of a text's first token."""
+        return 0
+
+    @property
+    def reads_types(self) -> bool:
+        """Whether the second text of a pair has a token type of its own."""
+        return self.token_types > 1
+
     def write(self, packed: Packed, weights: Weights, *, only: Only | None) -> str:
         """See Encoder."""
-        return _Writer(self, packed, weights).states(only)
+        return _States(self, packed, weights).write(only)
+
+    def classify(self, packed: Packed, weights: Weights, *, labels: int) -> str:
+        """See Encoder. The pooler with tanh, then the classifier (Devlin et al. 2019, section 3.2)."""
+        first = self.write(packed, weights, only="first")
+        head = Writer(packed, weights, epsilon=self.epsilon)
+        pooled = packed.to.node("Tanh", head.dense("bert.pooler.dense", first, self.width, self.width))
+        return head.dense("classifier", pooled, labels, self.width)
+
+    def predict(self, packed: Packed, weights: Weights) -> Vocabulary:
+        """See Encoder."""
+        states = self.write(packed, weights, only=None)
+        head = Writer(packed, weights, prefix="cls.predictions.", epsilon=self.epsilon)
+        rows = layers.activation(packed.to, self.activation, head.dense("transform.dense", states, self.width, self.width))
+        return self.vocabulary(head, head.norm("transform.LayerNorm", rows, self.width), weights)
+
+    def vocabulary(self, head: Writer, rows: str, weights: Weights) -> Vocabulary:
+        """Return the last product of a masked language model's head; its weight is the word table's unless the checkpoint has its own."""
+        size = (self.vocabulary_size, self.width)
+        tied = prefix_of(weights, _WORDS, PREFIXES) + _WORDS
+        weight = head.weight("decoder.weight", *size) if "decoder.weight" in head else weights.get(tied, *size)
+        return Vocabulary(rows, weight, head.weight("bias" if "bias" in head else "decoder.bias", self.vocabulary_size))
 
 
-class _Writer:
+class _States:
+    """Writes the layers."""
+
     def __init__(self, size: Bert, packed: Packed, weights: Weights) -> None:
         self.size = size
         self.packed = packed
         self.to = packed.to
-        self.weights = weights
-        self.prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
+        self.writer = Writer(packed, weights, prefix=prefix_of(weights, _WORDS, PREFIXES), epsilon=size.epsilon)
 
-    def states(self, only: Only | None) -> str:
+    def write(self, only: Only | None) -> str:
         state = self._embeddings()
         for layer in range(self.size.layers):
             state = self._layer(f"encoder.layer.{layer}", state, only if layer == self.size.layers - 1 else None)
@@ -77,49 +116,51 @@ class _Writer:
 
     def _embeddings(self) -> str:
         size, to = self.size, self.to
-        words = self._weight("embeddings.word_embeddings.weight", size.vocabulary_size, size.width)
-        positions = self._weight("embeddings.position_embeddings.weight", size.max_positions, size.width)
-        if size.token_types:
-            positions = positions + self._weight("embeddings.token_type_embeddings.weight", size.token_types, size.width)[0]
-        read = to.node("Gather", to.constant(words), self.packed.input("ids"))  # [T, H]
-        placed = to.node("Gather", to.constant(positions), self.packed.input("positions"))
-        return self._norm("embeddings.LayerNorm", to.node("Add", read, placed))
+        read = to.node("Gather", to.constant(self.writer.weight(_WORDS, size.vocabulary_size, size.width)), self.packed.input("ids"))
+        state = to.node("Add", read, to.node("Gather", to.constant(self._positions()), self.packed.input("positions")))
+        if self._pairs:
+            types = to.constant(self._types())
+            state = to.node("Add", state, to.node("Gather", types, self.packed.input("types")))
+        return self.writer.norm("embeddings.LayerNorm", state, size.width)  # [T, H]
+
+    @property
+    def _pairs(self) -> bool:
+        return self.packed.pairs and self.size.reads_types
+
+    def _positions(self) -> NDArray[np.float32]:
+        """Return what is added at each place of a text, from its first."""
+        size = self.size
+        table = self.writer.weight("embeddings.position_embeddings.weight", size.first_position + size.max_positions, size.width)
+        rows = table[size.first_position :]
+        return rows + self._types()[0] if size.token_types and not self._pairs else rows
+
+    def _types(self) -> NDArray[np.float32]:
+        return self.writer.weight("embeddings.token_type_embeddings.weight", self.size.token_types, self.size.width)
 
     def _layer(self, name: str, state: str, only: Only | None) -> str:
         size, to = self.size, self.to
         attended = self._attention(f"{name}.attention.self", state, only)
         if only:
             state = self.packed.pick(state, only)  # [B, H]: what is pooled, alone
-        value_bias = self._weight(f"{name}.attention.self.value.bias", size.width)
-        out = self._weight(f"{name}.attention.output.dense.weight", size.width, size.width)
-        bias = self._weight(f"{name}.attention.output.dense.bias", size.width) + out @ value_bias
-        state = self._norm(f"{name}.attention.output.LayerNorm", to.node("Add", layers.linear(to, attended, out, bias), state))
-        inner = layers.activation(to, size.activation, self._dense(f"{name}.intermediate.dense", state, size.inner_width, size.width))
-        outer = self._dense(f"{name}.output.dense", inner, size.width, size.inner_width)
-        return self._norm(f"{name}.output.LayerNorm", to.node("Add", outer, state))
+        value_bias = self.writer.weight(f"{name}.attention.self.value.bias", size.width)
+        out = self._square(f"{name}.attention.output.dense.weight")
+        bias = self.writer.weight(f"{name}.attention.output.dense.bias", size.width) + out @ value_bias
+        state = to.node("Add", layers.linear(to, attended, out, bias), state)
+        state = self.writer.norm(f"{name}.attention.output.LayerNorm", state, size.width)
+        inner = self.writer.dense(f"{name}.intermediate.dense", state, size.inner_width, size.width)
+        outer = self.writer.dense(f"{name}.output.dense", layers.activation(to, size.activation, inner), size.width, size.inner_width)
+        return self.writer.norm(f"{name}.output.LayerNorm", to.node("Add", outer, state), size.width)
 
     def _attention(self, name: str, state: str, only: Only | None) -> str:
         size, to = self.size, self.to
         scale = (size.width // size.heads) ** -0.5
         asking = self.packed.pick(state, only) if only else state
-        bias = self._weight(f"{name}.query.bias", size.width) * scale
+        bias = self.writer.weight(f"{name}.query.bias", size.width) * scale
         query = layers.linear(to, asking, self._square(f"{name}.query.weight"), bias.astype("f4"), scale=scale)
         key = layers.linear(to, state, self._square(f"{name}.key.weight"))
         value = layers.linear(to, state, self._square(f"{name}.value.weight"))
         heads = Heads(size.heads, size.width // size.heads)
-        return attend(self.packed, query, key, value, heads=heads, bias=self.packed.input("bias"), only=only)
-
-    def _dense(self, name: str, rows: str, outputs: int, inputs: int) -> str:
-        return layers.linear(self.to, rows, self._weight(f"{name}.weight", outputs, inputs), self._weight(f"{name}.bias", outputs))
-
-    def _norm(self, name: str, rows: str) -> str:
-        # Checkpoints converted from TensorFlow call the two gamma and beta.
-        parts = ("gamma", "beta") if f"{self.prefix}{name}.gamma" in self.weights else ("weight", "bias")
-        scale, bias = (self._weight(f"{name}.{part}", self.size.width) for part in parts)
-        return layers.layer_norm(self.to, rows, scale, bias, epsilon=self.size.epsilon)
+        return attend(self.packed, query, key, value, heads=heads, only=only)
 
     def _square(self, name: str) -> NDArray[np.float32]:
-        return self._weight(name, self.size.width, self.size.width)
-
-    def _weight(self, name: str, *shape: int) -> NDArray[np.float32]:
-        return self.weights.get(self.prefix + name, *shape)
+        return self.writer.weight(name, self.size.width, self.size.width)

@@ -66,7 +66,7 @@ class Graph:
 
 
 class Builder:
-    """Collects nodes and constants; every node gives one value, whose name is returned."""
+    """Collects nodes and constants; a node's value goes by the name that is returned."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -83,9 +83,14 @@ class Builder:
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return the name of its value."""
+        return self.nodes(kind, *inputs, results=1, **attributes)[0]
+
+    def nodes(self, kind: str, *inputs: str, results: int, **attributes: Any) -> list[str]:
+        """Add a node and return the names of its values."""
         name = f"{kind}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
+        names = [name] if results == 1 else [f"{name}_{index}" for index in range(results)]
+        self._nodes.append(helper.make_node(kind, inputs, names, name=name, **attributes))
+        return names
 
     def constant(self, array: NDArray[Any]) -> str:
         """Add a constant and return its name. A large one must not change as long as a session is made of it."""

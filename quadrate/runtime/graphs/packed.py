@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from quadrate.runtime.packing import FEEDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from quadrate.runtime.graphs.builder import Builder
 
+ValueT = TypeVar("ValueT")
 Only = Literal["first", "last"]
 """Which token of each text is pooled, where one alone is: the last layer then works on those alone."""
 
@@ -18,11 +21,14 @@ class Packed:
 
     Args:
         to: Where nodes are added.
+        pairs: Whether a reading may be a pair, whose second text has another token type.
     """
 
-    def __init__(self, to: Builder) -> None:
+    def __init__(self, to: Builder, *, pairs: bool = False) -> None:
         self.to = to
+        self.pairs = pairs
         self._declared: set[str] = set()
+        self._written: dict[Hashable, Any] = {}
 
     def input(self, name: str) -> str:
         """Return an input of FEEDS by name; it becomes one of the graph's when it is first asked for."""
@@ -31,6 +37,13 @@ class Packed:
             feed = FEEDS[name]
             self.to.input(name, feed.dtype, feed.shape)
         return name
+
+    def once(self, key: Hashable, write: Callable[[], ValueT]) -> ValueT:
+        """Return what `write` wrote for this key; it writes once, however many layers ask."""
+        if key not in self._written:
+            self._written[key] = write()
+        found: ValueT = self._written[key]
+        return found
 
     def pick(self, rows: str, only: Only) -> str:
         """Return the rows of each text's first or last token: `[T, H]` to `[B, H]`."""

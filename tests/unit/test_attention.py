@@ -1,0 +1,123 @@
+"""Attention in a graph against the same written out in numpy, text by text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from quadrate.runtime.graphs import rope
+from quadrate.runtime.graphs.attention import Heads, attend
+from quadrate.runtime.graphs.builder import Builder, Form
+from quadrate.runtime.graphs.packed import Packed
+from quadrate.runtime.graphs.rope import Rope
+from quadrate.runtime.graphs.sight import EVERYTHING, Relative, Sight
+from quadrate.runtime.packing import Reading, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from quadrate.runtime.graphs.packed import Only
+    from quadrate.runtime.weights import Weights
+
+WIDTH = 8
+REACH = 5
+LENGTHS = (7, 1, 23, 12)
+
+
+class _NoFiles:
+    """Weights for graphs that have none."""
+
+    folder = Path()
+
+    def place(self, array: NDArray[np.float32]) -> None:
+        """No array lies in a file."""
+
+
+def _run(write: Callable[[Packed, str], str], rows: NDArray[np.float32], width: int, per: str, lengths: tuple[int, ...]) -> Any:
+    to = Builder(cast("Weights", _NoFiles()))
+    packed = Packed(to)
+    states = to.input("states", np.float32, ["t", rows.shape[1]])
+    graph = to.finish({"out": (write(packed, states), Form(cast("Any", per), width))})
+    session = onnxruntime.InferenceSession(graph.proto, providers=["CPUExecutionProvider"])
+    feeds, _ = pack([Reading.of(np.zeros(length, np.int32)) for length in lengths], [name for name in graph.inputs if name != "states"])
+    return session.run(["out"], {"states": rows, **feeds})[0]
+
+
+def _expected(rows: NDArray[np.float32], heads: Heads, sight: Sight, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Attention of one text, all tokens."""
+    length = len(rows)
+    queries, keys, values = np.split(rows, np.cumsum([heads.count, heads.keys]) * WIDTH, axis=1)
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    seen = np.ones((length, length), bool)
+    if sight.causal:
+        seen &= distance <= 0
+    if sight.window is not None:
+        seen &= np.abs(distance) <= sight.window
+    out = []
+    for head in range(heads.count):
+        shared = head // (heads.count // heads.keys)
+        query, key, value = (part[:, at * WIDTH : (at + 1) * WIDTH] for part, at in ((queries, head), (keys, shared), (values, shared)))
+        logits = query @ key.T
+        if sight.relative:
+            logits = logits + table[head][np.clip(distance, -REACH, REACH) + REACH]
+        weights = np.where(seen, np.exp(logits - logits.max(axis=1, keepdims=True)), 0)
+        out.append(weights / weights.sum(axis=1, keepdims=True) @ value)
+    return np.concatenate(out, axis=1)
+
+
+SIGHTS = {
+    "everything": EVERYTHING,
+    "causal": Sight(causal=True),
+    "window": Sight(window=3),
+    "causal window": Sight(causal=True, window=3),
+    "relative": Sight(relative=Relative(table="", reach=REACH)),
+    "relative window": Sight(window=8, relative=Relative(table="", reach=REACH)),
+}
+
+
+@pytest.mark.parametrize("only", [None, "first", "last"])
+@pytest.mark.parametrize(
+    "heads", [Heads(4, WIDTH), Heads(4, WIDTH, 2), Heads(4, WIDTH, 1)], ids=["own keys", "shared by two", "shared by all"]
+)
+@pytest.mark.parametrize("sight", SIGHTS.values(), ids=SIGHTS)
+def test_each_token_attends_to_what_it_may_see_of_its_own_text(sight: Sight, heads: Heads, only: Only | None) -> None:
+    """Texts of different lengths in one batch, whatever is seen of them and whoever asks."""
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((sum(LENGTHS), (heads.count + 2 * heads.keys) * WIDTH), np.float32)
+    table = random.standard_normal((heads.count, 2 * REACH + 1), np.float32)
+
+    def write(packed: Packed, states: str) -> str:
+        sizes = [heads.count * WIDTH, heads.keys * WIDTH, heads.keys * WIDTH]
+        query, key, value = packed.to.nodes("Split", states, packed.to.ints(*sizes), axis=1, results=3)
+        seen = sight
+        if sight.relative:
+            seen = Sight(causal=sight.causal, window=sight.window, relative=Relative(table=packed.to.constant(table), reach=REACH))
+        return attend(packed, packed.pick(query, only) if only else query, key, value, heads=heads, sight=seen, only=only)
+
+    found = _run(write, rows, heads.count * WIDTH, "text" if only else "token", LENGTHS)
+    texts = [_expected(text, heads, sight, table) for text in np.split(rows, np.cumsum(LENGTHS)[:-1])]
+    wanted = np.concatenate([text if only is None else text[[0 if only == "first" else -1]] for text in texts])
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("turned", [WIDTH, 4])
+def test_values_are_turned_by_their_position(turned: int, *, interleaved: bool) -> None:
+    """All of a head's values or the first of them, pairs of neighbours or of halves, positions stretched."""
+    how = Rope(width=turned, base=100.0, positions=64, interleaved=interleaved, stretch=2.0)
+    rows = np.random.default_rng(4).standard_normal((sum(LENGTHS), 3 * WIDTH), np.float32)
+    found = _run(lambda packed, states: rope.turn(packed, how, states, count=3, width=WIDTH), rows, 3 * WIDTH, "token", LENGTHS)
+    wanted = rows.reshape(-1, 3, WIDTH).copy()
+    position = np.concatenate([np.arange(length) for length in LENGTHS])[:, None]
+    for pair in range(turned // 2):
+        first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + turned // 2)
+        angle = position / 2.0 * 100.0 ** (-2 * pair / turned)
+        x, y = wanted[:, :, first].copy(), wanted[:, :, second].copy()
+        wanted[:, :, first], wanted[:, :, second] = x * np.cos(angle) - y * np.sin(angle), y * np.cos(angle) + x * np.sin(angle)
+    np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=2e-6)
