@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from quadrate.errors import Unavailable
+from quadrate.pairs import PairLayout
 from quadrate.v1 import model_pb2, options_pb2
 
 if TYPE_CHECKING:
@@ -248,11 +249,16 @@ class Model:
     tokenizer_sha256: str
     vocabulary_size: int | None
     created: int | None
+    pair: PairLayout | None
+    instruction_template: str
+    load_progress: float | None
+    memory_mib: int | None
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> Self:
         """Read it from the wire."""
         values = {field.name: _field(message, field.name) for field in fields(cls)}
+        values["pair"] = PairLayout.of(message.pair) if message.HasField("pair") else None
         values["task"] = _word(model_pb2.Task, message.task, "TASK_")
         values["state"] = _word(model_pb2.ModelState, message.state, "MODEL_STATE_")
         values["truncation"] = _word(options_pb2.Truncation, message.truncation)
