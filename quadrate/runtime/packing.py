@@ -105,7 +105,8 @@ def _types(layout: Layout) -> NDArray[np.int32]:
 
 def _places(layout: Layout) -> NDArray[np.int32]:
     # A place beyond the text repeats its last token: masked in attention, and no other text's in a maximum.
-    return np.minimum(layout.bounds[:-1, None] + layout.column, layout.bounds[1:, None] - 1).astype(np.int32)
+    places: NDArray[np.int64] = np.minimum(layout.bounds[:-1, None] + layout.column, layout.bounds[1:, None] - 1)
+    return places.astype(np.int32)
 
 
 def _column(layout: Layout) -> NDArray[np.int32]:

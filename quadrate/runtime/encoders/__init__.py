@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from quadrate.runtime.encoders.bert import Bert
 from quadrate.runtime.encoders.encoder import Encoder
+from quadrate.runtime.encoders.roberta import Roberta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FAMILIES: Mapping[str, type[Encoder]] = {"bert": Bert}
+FAMILIES: Mapping[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "xlm-roberta": Roberta}
 """By `model_type` of config.json."""
 
 __all__ = ["FAMILIES", "Encoder"]

@@ -9,9 +9,27 @@ from typing import TYPE_CHECKING, Self
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quadrate.runtime.graphs.packed import Only, Packed
     from quadrate.runtime.jsonfile import JsonFile
     from quadrate.runtime.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A masked language model's head up to its last product, `rows @ weight.T + bias`, which is large.
+
+    Attributes:
+        rows: What is multiplied, `[T, width]`.
+        weight: `[vocabulary, width]`.
+        bias: `[vocabulary]`.
+    """
+
+    rows: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +64,20 @@ class Encoder(ABC):
         Raises ConfigError if a weight is missing or has another shape.
         """
 
+    def classify(self, packed: Packed, weights: Weights, *, labels: int) -> str:  # noqa: ARG002 - families that have one use them
+        """Write encoder and head for sequence classification and return the scores, `[B, labels]`.
+
+        Raises ConfigError as `write` does, and if the family has no such head.
+        """
+        raise ConfigError(f"{weights.folder}: {_family(self)} has no head for sequence classification that this version serves.")
+
+    def predict(self, packed: Packed, weights: Weights) -> Vocabulary:  # noqa: ARG002 - as above
+        """Write encoder and masked language model's head for all tokens.
+
+        Raises ConfigError as `write` does, and if the family has no such head.
+        """
+        raise ConfigError(f"{weights.folder}: {_family(self)} has no masked language model's head that this version serves.")
+
     @property
     def operations_per_token(self) -> float:
         """Floating-point operations of the matrix products for each token: 2 for each weight."""
@@ -55,6 +87,10 @@ class Encoder(ABC):
     def operations_per_pair(self) -> float:
         """Operations of the attention for each pair of places: 4 a layer for each value of a state."""
         return 4.0 * self.layers * self.width
+
+
+def _family(encoder: Encoder) -> str:
+    return type(encoder).__name__
 
 
 def check_heads(config: JsonFile, width: int, heads: int, layers: int) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from quadrate.runtime.graphs.builder import Builder
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"]
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 """By the names that config.json files use."""
+_OPERATORS = {"relu": "Relu", "tanh": "Tanh"}
 
 
 def linear(to: Builder, rows: str, weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None, *, scale: float = 1.0) -> str:
@@ -34,8 +35,10 @@ def linear(to: Builder, rows: str, weight: NDArray[np.float32], bias: NDArray[np
 
 def activation(to: Builder, kind: Activation, rows: str) -> str:
     """Return an activation's values."""
-    if kind == "relu":
-        return to.node("Relu", rows)
+    if kind == "none":
+        return rows
+    if kind in _OPERATORS:
+        return to.node(_OPERATORS[kind], rows)
     if kind == "silu":
         return to.node("Mul", rows, to.node("Sigmoid", rows))
     return to.node("Gelu", rows, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 def build(facts: Facts, weights: Weights) -> Graph:
     """Write the graph of encoder and head. Raises ConfigError if the weights do not fit the facts."""
-    packed = Packed(Builder(weights))
+    packed = Packed(Builder(weights), pairs=facts.head == "classification")
     return packed.to.finish(heads.write(packed, facts, weights))
