@@ -91,8 +91,11 @@ class PairLayout:
         return len(self.prefix_ids) + len(self.infix_ids) + len(self.suffix_ids)
 
     def query_text(self, query: str, instruction: str | None = None) -> str:
-        """Return the text that is tokenised for a query. What the caller's words hold in braces stays as it is."""
-        return _fill(self.query_template, {"query": query, "instruction": self.instruction if instruction is None else instruction})
+        """Return the text that is tokenised for a query; without an instruction, with the layout's own.
+
+        What the caller's words hold in braces stays as it is.
+        """
+        return _fill(self.query_template, {"query": query, "instruction": instruction or self.instruction})
 
     def document_text(self, document: str) -> str:
         """Return the text that is tokenised for a document."""

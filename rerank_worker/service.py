@@ -1,29 +1,33 @@
-"""RerankService of a worker: reads the request, runs query and documents, scores, orders, answers."""
+"""RerankService of a worker: reads the request, runs what the scoring wants read, scores, orders, answers."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from quadrate.errors import EmptyInput, InvalidArgument, Unimplemented
+import numpy as np
+
+from quadrate.errors import EmptyInput, Internal, InvalidArgument
 from quadrate.inputs import refuse_nul
-from quadrate.runtime.packing import Reading
+from quadrate.reranking import DocumentLimits, Question, RerankReader
+from quadrate.runtime.scoring import ACTIVATIONS, SCORINGS, activation_of, order
 from quadrate.v1 import options_pb2, rerank_pb2
 from quadrate.v1.options_pb2 import NONE, RIGHT
 from quadrate.worker.models import pooling_name
-from quadrate.worker.reading import card_truncation, check_inputs, read, read_query, resolve_truncation
-from rerank_worker.scoring import SCORINGS, order, relevance
+from quadrate.worker.reading import card_truncation, check_inputs, resolve_truncation
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from quadrate.config.worker import RerankSettings
+    from quadrate.reranking import Ids, RerankTokens
     from quadrate.runtime.engine import Model, Result
     from quadrate.server import Call
+    from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.rerank_pb2 import RerankRequest
     from quadrate.worker.catalogue import Catalogue
-    from quadrate.worker.reading import Readings
 
 
 class RerankService:
@@ -41,47 +45,59 @@ class RerankService:
         engine = self._catalogue.engine(request.model)
         model = engine.model
         call.log.update(model=model.alias, inputs=len(request.documents))
-        self._check(request, model)
+        self._check(request)
         with call.trace.stage("tokenise"):
-            query, documents = await _read(request, model)
-        tokens = len(query) + documents.tokens
-        call.log["tokens"] = tokens
+            tokens = await self._read(request, model)
+        call.log["tokens"] = tokens.total
         tokenized = time.perf_counter()
         scoring = SCORINGS[model.card.scoring or ""]
-        texts = list(map(Reading.of, [query, *documents.ids]))
-        result = await engine.run(texts, [scoring.output], deadline=call.deadline, trace=call.trace)
+        readings = scoring.readings(tokens.query, tokens.documents, tokenizer=model.tokenizer, pair=model.facts.pair)
+        result = await engine.run(readings, [scoring.output], deadline=call.deadline, trace=call.trace)
         with call.trace.stage("respond"):
-            rows = result.rows[scoring.output]
-            raw = scoring.score(rows[0], rows[1:])
-            answer = _answer(request, model, documents, raw if request.raw_scores else relevance(raw))
-            answer.usage.tokens, answer.usage.tokens_cut = tokens, sum(documents.cut)
+            raw = scoring.score(result.rows[scoring.output])
+            scores = raw if request.raw_scores else ACTIVATIONS[activation_of(scoring, model.facts)](raw)
+            answer = _answer(request, model, tokens, scores)
             _time(answer, result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
             return answer
 
-    def _check(self, request: RerankRequest, model: Model) -> None:
+    def _check(self, request: RerankRequest) -> None:
         """Refuse what is wrong whatever the texts' tokens are."""
-        if request.HasField("instruction"):
-            raise Unimplemented(f"instruction: {model.alias} takes none. Leave it out.", param="instruction")
         if request.HasField("top_n") and request.top_n < 1:
             raise InvalidArgument(f"top_n is {request.top_n}; it must be at least 1. Leave it out for all documents.", param="top_n")
         if request.HasField("max_tokens_per_doc") and request.max_tokens_per_doc < 1:
             raise InvalidArgument(f"max_tokens_per_doc is {request.max_tokens_per_doc}; it must be at least 1.", param="max_tokens_per_doc")
         _check_query(request)
         check_inputs(request.documents, names="documents", limit=self._settings.max_documents)
-        may_cut = request.HasField("max_tokens_per_doc") or resolve_truncation(request.truncation, card_truncation(model)) != NONE
-        limit = self._settings.max_document_length
         for place, document in enumerate(request.documents):
-            if len(document.text) > limit and not may_cut:
-                raise InvalidArgument(
-                    f"documents[{place}].text has {len(document.text)} characters; at most {limit} are allowed. "
-                    "Shorten it, or ask for truncation.",
-                    param=f"documents[{place}].text",
-                )
             if request.return_documents and document.HasField("token_ids"):
                 raise InvalidArgument(
                     f"documents[{place}] is given as token ids and has no text to return. Send text, or leave return_documents out.",
                     param="return_documents",
                 )
+
+    async def _read(self, request: RerankRequest, model: Model) -> RerankTokens:
+        """Return the request as the model reads it. Raises ContextLengthExceeded, EmptyInput, InvalidArgument."""
+        tokenizer = model.tokenizer
+        is_text = not request.HasField("query_token_ids")
+        question = Question(
+            query=request.query if is_text else _given(request.query_token_ids, tokenizer, "query_token_ids"),
+            query_name="query" if is_text else "query_token_ids",
+            documents=[
+                item.text if item.HasField("text") else _given(item.token_ids, tokenizer, f"documents[{place}].token_ids")
+                for place, item in enumerate(request.documents)
+            ],
+            name=lambda place: f"documents[{place}].{'text' if request.documents[place].HasField('text') else 'token_ids'}",
+            instruction=request.instruction,
+        )
+        return await RerankReader(tokenizer, model.facts.pair, model.facts.prompts).read(question, self._limits(request, model))
+
+    def _limits(self, request: RerankRequest, model: Model) -> DocumentLimits:
+        """Return how long documents may be. Asking for so many tokens of each is asking for a cut."""
+        limit = request.max_tokens_per_doc if request.HasField("max_tokens_per_doc") else None
+        truncation = resolve_truncation(request.truncation, card_truncation(model))
+        if limit is not None and truncation == NONE:
+            truncation = RIGHT
+        return DocumentLimits(characters=self._settings.max_document_length, tokens=limit, truncation=truncation)
 
 
 def services(catalogue: Catalogue, settings: RerankSettings) -> list[RerankService]:
@@ -97,39 +113,44 @@ def _check_query(request: RerankRequest) -> None:
     refuse_nul(request.query, param="query")
 
 
-async def _read(request: RerankRequest, model: Model) -> tuple[NDArray[np.int32], Readings]:
-    """Return the query and the documents as the model reads them. The query is never cut."""
-    prompts = model.facts.prompts
-    ids = request.query_token_ids if request.HasField("query_token_ids") else None
-    query = await read_query(request.query, ids, model.tokenizer, prompt=prompts.get("query", ""))
-    limit = request.max_tokens_per_doc if request.HasField("max_tokens_per_doc") else None
-    truncation = resolve_truncation(request.truncation, card_truncation(model))
-    if limit is not None and truncation == NONE:
-        truncation = RIGHT
-    documents = await read(
-        request.documents, model.tokenizer, names="documents", prompt=prompts.get("document", ""), truncation=truncation, limit=limit
-    )
-    return query, documents
+def _given(token_ids: options_pb2.TokenIds, tokenizer: TextTokenizer, param: str) -> Ids:
+    """Return content ids that the model has; numpy looks at their range at once. Raises EmptyInput, InvalidArgument."""
+    ids = np.asarray(token_ids.ids, np.int32)
+    if not (ids.size and ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
+        tokenizer.check_ids(list(token_ids.ids), param=param)
+    return ids  # type: ignore[return-value]  # an array counts and slices as a sequence does
 
 
-def _answer(request: RerankRequest, model: Model, documents: Readings, scores: NDArray[np.float32]) -> rerank_pb2.RerankResponse:
-    answer = rerank_pb2.RerankResponse(model=request.model, provenance=_provenance(model))
+def _answer(request: RerankRequest, model: Model, tokens: RerankTokens, scores: NDArray[np.float32]) -> rerank_pb2.RerankResponse:
+    if not np.isfinite(scores).all():
+        raise Internal(f"The model {model.alias} gave a score that is no number. Tell the operator; other documents may do.")
+    answer = rerank_pb2.RerankResponse(model=request.model, provenance=_provenance(request, model))
+    answer.usage.tokens, answer.usage.tokens_cut = tokens.total, sum(tokens.cut)
     places = order(scores).tolist()
     for place in places[: request.top_n] if request.HasField("top_n") else places:
-        usage = options_pb2.Usage(tokens=len(documents.ids[place]), tokens_cut=documents.cut[place])
+        usage = options_pb2.Usage(tokens=tokens.counts[place], tokens_cut=tokens.cut[place])
         result = answer.results.add(index=place, relevance_score=float(scores[place]), usage=usage)
         if request.return_documents:
             result.document.text = request.documents[place].text
-    for place, removed in enumerate(documents.cut):
-        if removed:
-            answer.warnings.append(f"documents[{place}] was cut by {removed} tokens to {len(documents.ids[place])}.")
+    answer.warnings.extend(_warnings(tokens))
     return answer
 
 
-def _provenance(model: Model) -> options_pb2.Provenance:
+def _warnings(tokens: RerankTokens) -> Sequence[str]:
+    return [
+        f"documents[{place}] was cut by {tokens.cut[place]} tokens to {len(tokens.documents[place])}."
+        if tokens.cut[place]
+        else f"documents[{place}] was cut to the limit on characters."
+        for place in tokens.places_cut
+    ]
+
+
+def _provenance(request: RerankRequest, model: Model) -> options_pb2.Provenance:
+    """Say what made the scores; the prompt is the instruction that the query was read with."""
+    pair = model.facts.pair
     return options_pb2.Provenance(
         revision=model.revision,
-        prompt="",
+        prompt=(request.instruction or pair.instruction) if pair and not request.HasField("query_token_ids") else "",
         precision=options_pb2.EXACT,
         provider=model.session.provider,
         pooling=pooling_name(model),

@@ -92,5 +92,5 @@ def test_a_document_that_may_not_be_cut_is_refused_with_what_the_limit_is_made_o
 )
 def test_templates_that_would_lose_something_are_refused(templates: dict[str, str]) -> None:
     """A place that is missing, a document's end that a cut would take, an instruction without a place."""
-    with pytest.raises(ValueError, match="must hold|is needed"):
+    with pytest.raises(ValueError, match=r"must hold|is needed"):
         PairLayout(**templates)  # type: ignore[arg-type]  # every value here is a template
