@@ -204,6 +204,14 @@ def smoke(
     raise typer.Exit(command.run(url, key, as_json=as_json))
 
 
+@app.command()
+def check(*, as_json: AsJson = False) -> None:
+    """Show what this machine has for a worker: processor, memory, engines, GPUs with their slices and links."""
+    from quadrate.cli import hardware  # noqa: PLC0415
+
+    raise typer.Exit(hardware.run(as_json=as_json))
+
+
 @models_app.command("list")
 def models_list(*, config: Config = None, as_json: AsJson = False) -> None:
     """Show the models that models.yaml describes, and which are here."""
