@@ -39,6 +39,7 @@ FIELDS = frozenset(
         "return_documents",
         "max_tokens_per_doc",
         "instruction",
+        "raw_scores",
     ]
 )
 """Names that may be told as `param`, which is logged, too: any other key is a word of the caller's own."""

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from google.api.httpbody_pb2 import HttpBody
 
-from gateway import body
+from gateway import body, told
 from gateway.work import RerankWork
 from quadrate.cohere.v1 import cohere_pb2
 from quadrate.errors import EmptyInput, InvalidArgument
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.reranking import Reranking
     from quadrate.server import Call
-    from quadrate.v1.rerank_pb2 import RerankResponse
+    from quadrate.v1.rerank_pb2 import RerankResponse, RerankResult
 
 JSON = "application/json"
 DOCUMENTS_PER_SEARCH_UNIT = 100
@@ -75,6 +75,7 @@ def read_rerank(data: bytes) -> RerankWork:
         top_name=top_name,
         return_documents=bool(body.flag(fields, "return_documents")),
         max_tokens_per_doc=body.integer(fields, "max_tokens_per_doc"),
+        raw_scores=bool(body.flag(fields, "raw_scores")),
         instruction=body.text(fields, "instruction"),
         cut_documents=True,
     )
@@ -92,12 +93,21 @@ def form_rerank(answer: RerankResponse, *, request_id: str, version: str, docume
     }
     if answer.warnings:
         meta["warnings"] = list(answer.warnings)
-    reply = {"id": request_id, "model": answer.model, "results": results, "meta": meta, "usage": {"total_tokens": tokens}}
+    reply = {
+        "id": request_id,
+        "model": answer.model,
+        "results": results,
+        "meta": meta,
+        "usage": {"total_tokens": tokens, "tokens_cut": answer.usage.tokens_cut},
+        "provenance": told.provenance(answer.provenance),
+        "timings": told.timings(answer.timings),
+    }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _result(result: Any, score: np.float32) -> dict[str, Any]:
-    found = {"index": result.index, "relevance_score": score}
+def _result(result: RerankResult, score: np.float32) -> dict[str, Any]:
+    usage = {"tokens": result.usage.tokens, "tokens_cut": result.usage.tokens_cut}
+    found = {"index": result.index, "relevance_score": score, "usage": usage}
     return {**found, "document": {"text": result.document.text}} if result.HasField("document") else found
 
 

@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway.tokenizers import TokenizerError
 from quadrate.errors import DeadlineExceeded, QuadrateError
+from quadrate.pairs import PairLayout
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Facts:
 
     card: model_pb2.Model
     tokenizer: TextTokenizer
+    pair: PairLayout | None = None
+    """How a reranker reads query and document together; None for models that read texts alone."""
 
 
 class Replica:
@@ -153,7 +156,7 @@ class Replica:
         card = await self._find()
         if card is None:
             return False
-        self.facts = Facts(card, await tokenizers.of(card, self.peer))
+        self.facts = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
         self.reason = ""
         log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
         self._changed(self)
@@ -184,3 +187,11 @@ class Replica:
         if self.upstream.type != "grpc":
             return _NO_HTTP
         return f"{error.code().name}: {text[:200]}"
+
+
+def _pair(card: model_pb2.Model) -> PairLayout | None:
+    """Return how a card's model reads pairs. Raises TokenizerError."""
+    try:
+        return PairLayout.of(card.pair) if card.HasField("pair") else None
+    except ValueError as exc:
+        raise TokenizerError(f"its card says wrongly how it reads a query and a document together: {exc}") from exc

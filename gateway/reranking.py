@@ -6,24 +6,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_total, fit, tokenize, truncation_for
+from gateway.reading import check_ids, check_total, truncation_for
 from gateway.routes import RERANK
 from gateway.work import check_contents
-from quadrate.errors import ContextLengthExceeded, Internal, InvalidArgument
-from quadrate.inputs import empty, refuse_nul, unreadable
+from quadrate.errors import Internal, InvalidArgument
+from quadrate.inputs import empty, refuse_nul
+from quadrate.reranking import DocumentLimits, Question, RerankReader
 from quadrate.v1 import options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gateway.auth import Principal
-    from gateway.reading import Tokens
     from gateway.replica import Facts
     from gateway.routes import Pool, Routes
-    from gateway.work import Content, RerankWork
+    from gateway.work import RerankWork
+    from quadrate.reranking import RerankTokens
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
-    from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
 
 _QUERY = "query"
@@ -62,14 +60,15 @@ class Reranking:
         with call.trace.stage("validate"):
             pool = self._validate(work, principal, call)
             facts = pool.facts
-            truncation = self._truncation(work, facts.card)
-            texts, shortened = self._shorten(work, truncation)
         with call.trace.stage("tokenise"):
-            query, tokens = await self._tokenize(work, texts, facts, truncation)
+            reading_started = time.perf_counter()
+            tokens = await self._read(work, facts)
+            tokenize_seconds = time.perf_counter() - reading_started
         call.log["tokens"] = tokens.total
-        request = _request(work, facts.card, query, tokens)
+        request = _request(work, facts.card, tokens)
         answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, read_by=facts, tokens=tokens.total, call=call)
-        _complete(answer, work, tokens, shortened)
+        _complete(answer, work, facts, tokens)
+        answer.timings.tokenize_seconds = tokenize_seconds
         answer.timings.total_seconds = time.perf_counter() - started
         self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
         return answer
@@ -89,46 +88,23 @@ class Reranking:
         check_ids(work.documents, pool.facts, work.name)
         return pool
 
-    async def _tokenize(self, work: RerankWork, documents: Sequence[Content], facts: Facts, truncation: int) -> tuple[list[int], Tokens]:
-        """Return the query's ids and the documents' tokens, whose total counts the query once."""
-        started = time.perf_counter()
-        prompts = facts.card.prompts
-        read_as = facts.tokenizer
-        (query,) = await tokenize((work.query,), prompts.get("query", ""), read_as, truncation=options_pb2.NONE, name=lambda _: _QUERY)
-        found = await tokenize(documents, prompts.get("document", ""), read_as, truncation=truncation, name=work.name)
-        _check_query(query, facts.tokenizer)
-        tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, limit=self._document_limit(work))
-        tokens.total += facts.tokenizer.count(query)
+    async def _read(self, work: RerankWork, facts: Facts) -> RerankTokens:
+        """Return the request as the model will read it, which is what it is charged for."""
+        question = Question(query=work.query, documents=work.documents, name=work.name, instruction=work.instruction)
+        tokens = await RerankReader(facts.tokenizer, facts.pair, facts.card.prompts).read(question, self._document_limits(work, facts.card))
         check_total(tokens.total, self._limits.request_tokens, names="query and documents")
-        tokens.seconds = time.perf_counter() - started
-        return query, tokens
+        return tokens
 
-    def _truncation(self, work: RerankWork, card: Model) -> int:
-        """Return what happens to documents that are too long. Asking for so many tokens of each is asking for a cut."""
+    def _document_limits(self, work: RerankWork, card: Model) -> DocumentLimits:
+        """Return how long documents may be. Asking for so many tokens of each is asking for a cut."""
         asked = truncation_for(card, work.truncation)
         wants_cut = work.cut_documents or work.max_tokens_per_doc is not None
-        return options_pb2.RIGHT if wants_cut and asked == options_pb2.NONE else asked
-
-    def _document_limit(self, work: RerankWork) -> int | None:
         limits = [limit for limit in (work.max_tokens_per_doc, self._limits.document_tokens) if limit is not None]
-        return min(limits, default=None)
-
-    def _shorten(self, work: RerankWork, truncation: int) -> tuple[Sequence[Content], list[int]]:
-        """Cut documents to the limit on characters, or refuse them. Returns them, and the positions of those that were cut."""
-        limit = self._limits.document_characters
-        long = [place for place, document in enumerate(work.documents) if type(document) is str and len(document) > limit]
-        if not long:
-            return work.documents, long
-        if truncation == options_pb2.NONE:
-            raise ContextLengthExceeded(
-                f"{work.name(long[0])} has {len(work.documents[long[0]])} characters; at most {limit} are allowed. "
-                "Shorten it, or ask for truncation.",
-                param=work.name(long[0]),
-            )
-        documents = list(work.documents)
-        for place in long:
-            documents[place] = documents[place][:limit] if truncation == options_pb2.RIGHT else documents[place][-limit:]
-        return documents, long
+        return DocumentLimits(
+            characters=self._limits.document_characters,
+            tokens=min(limits, default=None),
+            truncation=options_pb2.RIGHT if wants_cut and asked == options_pb2.NONE else asked,  # type: ignore[arg-type]  # an enum's number
+        )
 
 
 def _check_top_n(work: RerankWork, pool: Pool) -> None:
@@ -145,8 +121,6 @@ def _check_top_n(work: RerankWork, pool: Pool) -> None:
 def _check_form(work: RerankWork) -> None:
     if work.max_tokens_per_doc is not None and work.max_tokens_per_doc < 1:
         raise InvalidArgument(f"max_tokens_per_doc is {work.max_tokens_per_doc}; ask for at least 1.", param="max_tokens_per_doc")
-    if work.instruction is not None:
-        raise InvalidArgument("This model takes no instruction. Leave it out.", param="instruction")
     if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.truncation):
         raise InvalidArgument(f"truncation {work.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
     if work.return_documents and any(type(document) is not str for document in work.documents):
@@ -155,16 +129,10 @@ def _check_form(work: RerankWork) -> None:
         )
 
 
-def _check_query(query: list[int], tokenizer: TextTokenizer) -> None:
-    """Refuse a query that the model cannot read whole: it is never cut."""
-    if not query:
-        raise unreadable(_QUERY)
-    tokenizer.fit(query, options_pb2.NONE, param=_QUERY)
-
-
-def _request(work: RerankWork, card: Model, query: list[int], tokens: Tokens) -> rerank_pb2.RerankRequest:
-    documents = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
-    request = rerank_pb2.RerankRequest(model=card.name, documents=documents, query_token_ids=options_pb2.TokenIds(ids=query))
+def _request(work: RerankWork, card: Model, tokens: RerankTokens) -> rerank_pb2.RerankRequest:
+    """Return what the worker is asked: templates and instruction are in the ids."""
+    documents = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.documents]
+    request = rerank_pb2.RerankRequest(model=card.name, documents=documents, query_token_ids=options_pb2.TokenIds(ids=tokens.query))
     if work.top_n is not None:
         request.top_n = min(work.top_n, len(documents))
     if work.raw_scores:
@@ -172,22 +140,21 @@ def _request(work: RerankWork, card: Model, query: list[int], tokens: Tokens) ->
     return request
 
 
-def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, tokens: Tokens, shortened: list[int]) -> None:
+def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts, tokens: RerankTokens) -> None:
     """Say in the answer what only the gateway knows."""
     expected = len(work.documents) if work.top_n is None else min(work.top_n, len(work.documents))
     if len(answer.results) != expected:
         raise Internal(f"A worker answered {len(answer.results)} results where {expected} were due.")
     answer.model = work.model
+    if facts.pair and type(work.query) is str:
+        answer.provenance.prompt = work.instruction or facts.pair.instruction
     for result in answer.results:
         if work.return_documents:
             result.document.text = str(work.documents[result.index])
-        if result.index in tokens.cut:
-            result.usage.tokens_cut = tokens.cut[result.index]
-    answer.usage.tokens_cut = sum(tokens.cut.values())
-    cut = sorted({*tokens.cut, *shortened})
-    if cut:
-        answer.warnings.append(_cut_warning(cut))
-    answer.timings.tokenize_seconds = tokens.seconds
+        result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
+    answer.usage.tokens, answer.usage.tokens_cut = tokens.total, sum(tokens.cut)
+    if tokens.places_cut:
+        answer.warnings.append(_cut_warning(tokens.places_cut))
 
 
 def _cut_warning(cut: list[int]) -> str:

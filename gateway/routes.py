@@ -106,7 +106,7 @@ class Pool:
 
 
 def _reads_alike(one: Facts | None, other: Facts | None) -> bool:
-    return one is not None and other is not None and one.tokenizer is other.tokenizer
+    return one is not None and other is not None and one.tokenizer is other.tokenizer and one.pair == other.pair
 
 
 class Routes:

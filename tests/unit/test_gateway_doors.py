@@ -188,18 +188,23 @@ def test_wrong_rerank_bodies_are_refused_by_name(fields: dict[str, Any], param: 
 
 
 def test_rerank_answers_hold_what_every_api_reads() -> None:
-    """Cohere's meta, Jina's usage, LiteLLM's document; scores as short as float32 allows; warnings only if there are any."""
-    found = rerank_pb2.RerankResponse(model="m", usage=options_pb2.Usage(tokens=12))
-    found.results.add(index=1, relevance_score=0.1, document=rerank_pb2.RerankedDocument(text=""))
-    found.results.add(index=0, relevance_score=0.0)
+    """Cohere's meta, Jina's usage, LiteLLM's document, and where it came from; warnings only if there are any."""
+    found = rerank_pb2.RerankResponse(model="m", usage=options_pb2.Usage(tokens=12, tokens_cut=3))
+    usage = options_pb2.Usage(tokens=7, tokens_cut=3)
+    found.results.add(index=1, relevance_score=0.1, usage=usage, document=rerank_pb2.RerankedDocument(text=""))
+    found.results.add(index=0, relevance_score=-11.5)
+    found.provenance.MergeFrom(options_pb2.Provenance(revision="r", prompt="p", precision=options_pb2.EXACT, pooling="cross_encoder"))
+    found.timings.inference_seconds = 0.25
     data = form_rerank(found, request_id="an-id", version="2", documents=101)
-    assert b'"relevance_score":0.1,' in data
-    assert orjson.loads(data) == {
-        "id": "an-id",
-        "model": "m",
-        "results": [{"index": 1, "relevance_score": 0.1, "document": {"text": ""}}, {"index": 0, "relevance_score": 0.0}],
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 2}, "tokens": {"input_tokens": 12}},
-        "usage": {"total_tokens": 12},
-    }
+    assert b'"relevance_score":0.1,' in data  # as short as float32 allows
+    answer = orjson.loads(data)
+    assert answer["results"] == [
+        {"index": 1, "relevance_score": 0.1, "usage": {"tokens": 7, "tokens_cut": 3}, "document": {"text": ""}},
+        {"index": 0, "relevance_score": -11.5, "usage": {"tokens": 0, "tokens_cut": 0}},
+    ]
+    assert answer["meta"] == {"api_version": {"version": "2"}, "billed_units": {"search_units": 2}, "tokens": {"input_tokens": 12}}
+    assert (answer["id"], answer["model"], answer["usage"]) == ("an-id", "m", {"total_tokens": 12, "tokens_cut": 3})
+    assert answer["provenance"]["pooling"] == "cross_encoder"
+    assert answer["timings"]["inference_seconds"] == 0.25
     found.warnings.append("cut")
     assert orjson.loads(form_rerank(found, request_id="x", version="1", documents=1))["meta"]["warnings"] == ["cut"]

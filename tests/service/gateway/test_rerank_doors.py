@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +12,19 @@ from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
 from tests.service.gateway.conftest import refused, routing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tests.service.gateway.conftest import Door
 
 DOCUMENTS = ["the cat", "the dog", "hello world", "mat"]
+PAIR = model_pb2.PairLayout(prefix_ids=[2], infix_ids=[3], suffix_ids=[3])
+TEMPLATED = model_pb2.PairLayout(
+    prefix_ids=[2],
+    suffix_ids=[3],
+    query_template="{instruction} query : {query}",
+    document_template="passage : {document}",
+    instruction="the",
+)
 
 
 def native(*documents: str, query: str = "cat", **fields: Any) -> rerank_pb2.RerankRequest:
@@ -107,6 +116,7 @@ BAD: dict[str, tuple[Any, str, str | None, str]] = {
     "model of the other task": ({"model": "fake"}, "NOT_FOUND", "model", "model_not_found"),
     "max_tokens_per_doc 0": ({"max_tokens_per_doc": 0}, "INVALID_ARGUMENT", "max_tokens_per_doc", "invalid_value"),
     "instruction": ({"instruction": "x"}, "INVALID_ARGUMENT", "instruction", "invalid_value"),
+    "raw_scores": ({"raw_scores": "yes"}, "INVALID_ARGUMENT", "raw_scores", "invalid_type"),
     "malformed": (b"{", "INVALID_ARGUMENT", None, "invalid_json"),
     "duplicate key": (b'{"documents":[{"text":"a","text":"b"}]}', "INVALID_ARGUMENT", "text", "duplicate_key"),
 }  # fmt: skip
@@ -173,7 +183,8 @@ async def test_raw_scores_are_the_workers_to_give(door: Door, worker: FakeWorker
     """The wish travels on, and only when it was made."""
     await door.rerank.Rerank(native("cat", raw_scores=True))
     await door.rerank.Rerank(native("cat"))
-    assert [one.raw_scores for one in worker.received] == [True, False]
+    await door.post(door.cohere.RerankV2, {"model": "fake-rerank", "query": "cat", "documents": ["cat"], "raw_scores": True})
+    assert [one.raw_scores for one in worker.received] == [True, False, True]
 
 
 async def test_a_rerankers_prompts_are_put_before_texts(open_door: Callable[..., Any]) -> None:
@@ -185,6 +196,87 @@ async def test_a_rerankers_prompts_are_put_before_texts(open_door: Callable[...,
         (request,) = worker.received
         assert list(request.query_token_ids.ids) == [12, 14, 7]
         assert list(request.documents[0].token_ids.ids) == [13, 14, 8]
+
+
+@pytest.fixture
+def open_pairs(open_door: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that starts a gateway over a worker whose reranker reads pairs in a layout."""
+
+    @asynccontextmanager
+    async def start(pair: model_pb2.PairLayout) -> AsyncIterator[tuple[Door, FakeWorker]]:
+        card = fake_card("fake-rerank", model_pb2.TASK_RERANK, pair=pair)
+        async with FakeWorker(fake_card("fake"), card) as worker, open_door(routing(worker)) as door:
+            await door.until_serving()
+            yield door, worker
+
+    return start
+
+
+async def test_pairs_are_charged_as_they_are_read(open_pairs: Callable[..., Any]) -> None:
+    """The query counts with each document, in all and for each result; what is sent are the texts' own ids."""
+    async with open_pairs(PAIR) as (door, worker):
+        answer = await door.rerank.Rerank(native("the dog", "mat", top_n=1))
+        body = {"model": "fake-rerank", "query": "cat", "documents": ["the dog", "mat"], "return_documents": True}
+        shown = await door.post(door.cohere.RerankV2, body)
+    assert answer.usage.tokens == (3 + 1 + 2) + (3 + 1 + 1)
+    assert answer.results[0].usage.tokens == {0: 6, 1: 5}[answer.results[0].index]
+    assert [list(item.token_ids.ids) for item in worker.received[0].documents] == [[6, 8], [11]]
+    assert shown["usage"] == {"total_tokens": 11, "tokens_cut": 0}
+    assert {one["index"]: one["usage"] for one in shown["results"]} == {
+        0: {"tokens": 6, "tokens_cut": 0},
+        1: {"tokens": 5, "tokens_cut": 0},
+    }
+    assert shown["provenance"]["revision"] == "sha256:000000000000"
+    assert 0 < shown["timings"]["tokenize_seconds"] < shown["timings"]["total_seconds"]
+
+
+async def test_the_document_gets_the_room_that_the_query_leaves(open_pairs: Callable[..., Any]) -> None:
+    """Of 32 tokens: cut and named on the rerank route, refused natively unless a cut was asked for; a query without room is refused."""
+    async with open_pairs(PAIR) as (door, worker):
+        query, documents = "cat " * 20, ["dog", "mat " * 12]
+        body = {"model": "fake-rerank", "query": query, "documents": documents}
+        shown = await door.post(door.cohere.RerankV1, body)
+        assert shown["meta"]["warnings"][0].startswith("Document 1 was longer")
+        assert shown["usage"] == {"total_tokens": 24 + 32, "tokens_cut": 3}
+        assert [len(item.token_ids.ids) for item in worker.received[0].documents] == [1, 9]
+        failure = await refused(door.rerank.Rerank(native(*documents, query=query)))
+        assert (failure.reason, failure.param) == ("CONTEXT_LENGTH_EXCEEDED", "documents[1].text")
+        answer = await door.rerank.Rerank(native(*documents, query=query, truncation=options_pb2.LEFT))
+        assert answer.usage.tokens_cut == 3
+        for long in (native(query="cat " * 29, truncation=options_pb2.RIGHT), native(query="cat " * 29)):
+            failure = await refused(door.rerank.Rerank(long))
+            assert (failure.reason, failure.param) == ("CONTEXT_LENGTH_EXCEEDED", "query")
+            assert "query has 29 tokens" in failure.message
+
+
+async def test_an_instruction_goes_into_the_querys_text(open_pairs: Callable[..., Any]) -> None:
+    """The request's or else the card's, on both doors; the worker gets ids alone, and provenance tells it."""
+    async with open_pairs(TEMPLATED) as (door, worker):
+        own = await door.rerank.Rerank(native("dog"))
+        asked = await door.rerank.Rerank(native("dog", instruction="hello world"))
+        body = {"model": "fake-rerank", "query": "cat", "documents": ["dog"], "instruction": "hello world"}
+        shown = await door.post(door.cohere.RerankV2, body)
+        by_ids = rerank_pb2.RerankRequest(
+            model="fake-rerank",
+            query_token_ids=options_pb2.TokenIds(ids=[7]),
+            documents=[options_pb2.Input(text="dog")],
+            instruction="hello",
+        )
+        assert (await refused(door.rerank.Rerank(by_ids))).param == "instruction"
+    assert [list(one.query_token_ids.ids) for one in worker.received] == [[6, 12, 14, 7], [4, 5, 12, 14, 7], [4, 5, 12, 14, 7]]
+    assert [list(one.documents[0].token_ids.ids) for one in worker.received] == [[13, 14, 8]] * 3
+    assert not any(one.HasField("instruction") for one in worker.received)
+    assert [own.provenance.prompt, asked.provenance.prompt, shown["provenance"]["prompt"]] == ["the", "hello world", "hello world"]
+    assert asked.usage.tokens == 5 + 3 + 2
+
+
+async def test_a_card_that_says_wrongly_how_it_reads_is_not_served(open_door: Callable[..., Any]) -> None:
+    """The replica stays away, and says why."""
+    wrong = model_pb2.PairLayout(document_template="no place")
+    async with FakeWorker(fake_card("fake-rerank", model_pb2.TASK_RERANK, pair=wrong)) as worker, open_door(routing(worker)) as door:
+        replica = next(replica for pool in door.gateway.routes.pools if pool.alias == "fake-rerank" for replica in pool.replicas)
+        await door.until(lambda: "reads a query and a document together" in replica.reason)
+        assert replica.facts is None
 
 
 async def test_limits_are_configured(open_door: Callable[..., Any], worker: FakeWorker) -> None:
