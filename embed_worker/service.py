@@ -5,28 +5,34 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from embed_worker.answers import respond
-from quadrate.errors import InvalidArgument, Unimplemented
+from embed_worker.outputs import graph_outputs, represent, rows_of
+from quadrate import forms
+from quadrate.errors import InvalidArgument
 from quadrate.inputs import MAX_INPUTS
 from quadrate.runtime.packing import Reading
+from quadrate.server import lifecycle
 from quadrate.server.relay import RelayService
 from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
-from quadrate.v1.options_pb2 import DENSE, FLOAT32, OUTPUT_UNSPECIFIED, VALUE_TYPE_UNSPECIFIED, Output, ValueType
+from quadrate.v1.options_pb2 import MULTI_VECTOR
+from quadrate.vectors import row_bytes
 from quadrate.worker.models import pooling_name
+from quadrate.worker.offer import offer
 from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import AsyncIterator
 
     from quadrate.config.worker import EmbedSettings
+    from quadrate.forms import Wanted
     from quadrate.runtime.engine import Model, Result
     from quadrate.server import Call
     from quadrate.worker.catalogue import Catalogue
+    from quadrate.worker.reading import Readings
+
+MAX_ANSWER_BYTES = lifecycle.MAX_ANSWER_BYTES - 64 * 1024
+"""The largest answer that is sent, with room for what a gateway adds."""
 
 
 class EmbedService:
@@ -43,23 +49,22 @@ class EmbedService:
         engine = self._catalogue.engine(request.model)
         model = engine.model
         call.log.update(model=model.alias, inputs=len(request.inputs))
-        _check(request, model)
+        check_inputs(request.inputs, names="inputs", limit=MAX_INPUTS)
+        wanted = _wanted(request, model)
         prompt = resolve_prompt(model, request)
         truncation = resolve_truncation(request.truncation, card_truncation(model))
         with call.trace.stage("tokenise"):
             readings = await read(request.inputs, model.tokenizer, names="inputs", prompt=prompt, truncation=truncation)
         call.log["tokens"] = readings.tokens
+        if MULTI_VECTOR in wanted.outputs:
+            _check_size(_multi_vector_bytes(readings, wanted, model))
         tokenized = time.perf_counter()
-        normalize = request.normalize if request.HasField("normalize") else model.facts.normalize
-        whole = not request.HasField("dimensions")
-        output = "unit" if normalize and whole else "pooled"
-        result = await engine.run(list(map(Reading.of, readings.ids)), [output], deadline=call.deadline, trace=call.trace)
+        outputs = graph_outputs(wanted, model.forms)
+        result = await engine.run(list(map(Reading.of, readings.ids)), outputs, deadline=call.deadline, trace=call.trace)
         with call.trace.stage("respond"):
-            vectors = result.rows[output]
-            rows = vectors if whole else cut(vectors, request.dimensions, normalize=normalize)
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
-            provenance = _provenance(model, prompt, normalized=normalize)
-            return respond(request.model, rows, list(map(len, readings.ids)), readings.cut, provenance=provenance, timings=timings)
+            provenance = _provenance(model, prompt, normalized=wanted.normalize)
+            return _respond(request.model, model, wanted, readings, result, provenance=provenance, timings=timings)
 
     async def embed_stream(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
         """Answer each request under its id, in order of completion; see `stream`."""
@@ -73,37 +78,47 @@ def services(catalogue: Catalogue, settings: EmbedSettings) -> list[EmbedService
     return [embed, RelayService(embed.embed)]
 
 
-def cut(rows: Sequence[NDArray[np.float32]], width: int, *, normalize: bool) -> list[NDArray[np.float32]]:
-    """Return the first `width` values of pooled vectors, brought back to length one if asked (Kusupati et al. 2022)."""
-    kept = np.stack(rows)[:, :width]
-    if normalize:
-        kept = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
-    return list(kept.astype(np.float32, copy=False))
-
-
-def _check(request: embed_pb2.EmbedRequest, model: Model) -> None:
-    """Refuse what this version or this model does not serve, and lists that cannot be worked on."""
-    for output in request.outputs:
-        if output not in (OUTPUT_UNSPECIFIED, DENSE):
-            name = Output.Name(output) if output in Output.values() else output
-            raise Unimplemented(f"outputs: {name} is not served by {model.alias}; it gives DENSE.", param="outputs")
-    if request.value_type not in (VALUE_TYPE_UNSPECIFIED, FLOAT32):
-        kind = ValueType.Name(request.value_type) if request.value_type in ValueType.values() else request.value_type
-        raise Unimplemented(f"value_type {kind} is not served by this version; it gives FLOAT32.", param="value_type")
-    if request.HasField("dimensions"):
-        _check_dimensions(request.dimensions, model)
-    check_inputs(request.inputs, names="inputs", limit=MAX_INPUTS)
-
-
-def _check_dimensions(asked: int, model: Model) -> None:
-    width, known = model.facts.encoder.width, model.card.matryoshka_dimensions
-    if asked == width or asked in known:
-        return
-    if known:
-        raise InvalidArgument(f"dimensions is {asked}; {model.alias} gives {', '.join(map(str, known))} or {width}.", param="dimensions")
-    raise InvalidArgument(
-        f"dimensions is {asked}; {model.alias} is no Matryoshka model and gives {width} alone. Leave dimensions out.", param="dimensions"
+def _wanted(request: embed_pb2.EmbedRequest, model: Model) -> Wanted:
+    return forms.choose(
+        offer(model),
+        outputs=request.outputs,
+        value_type=request.value_type,
+        dimensions=request.dimensions if request.HasField("dimensions") else None,
+        normalize=request.normalize if request.HasField("normalize") else None,
     )
+
+
+def _respond(
+    name: str,
+    model: Model,
+    wanted: Wanted,
+    readings: Readings,
+    result: Result,
+    *,
+    provenance: options_pb2.Provenance,
+    timings: options_pb2.Timings,
+) -> bytes:
+    found = represent(wanted, result.rows, readings.ids, head=model.facts.head, weightless=model.tokenizer.weightless_ids)
+    tokens = list(map(len, readings.ids))
+    answer = respond(name, found, tokens, readings.cut, value_type=wanted.value_type, provenance=provenance, timings=timings)
+    _check_size(len(answer))
+    return answer
+
+
+def _multi_vector_bytes(readings: Readings, wanted: Wanted, model: Model) -> int:
+    rows = sum(rows_of(len(ids), model.facts.head) for ids in readings.ids)
+    return rows * row_bytes(model.forms["multi_vector"].width, wanted.value_type)
+
+
+def _check_size(answer_bytes: int) -> None:
+    """Refuse what would not fit into one message; gRPC itself would say so in words that help nobody."""
+    if answer_bytes > MAX_ANSWER_BYTES:
+        raise InvalidArgument(
+            f"The answer would have {answer_bytes} bytes; at most {MAX_ANSWER_BYTES} are sent. Send fewer or shorter inputs in one "
+            "request, or ask for a smaller value_type.",
+            param="inputs",
+            code="answer_too_large",
+        )
 
 
 def _provenance(model: Model, prompt: str, *, normalized: bool) -> options_pb2.Provenance:

@@ -41,12 +41,32 @@ def unreadable(param: str) -> EmptyInput:
 
 
 def choose_prompt(
-    prompts: Mapping[str, str], default_name: str, *, role: int = 0, prompt: str | None = None, prompt_name: str | None = None
+    prompts: Mapping[str, str],
+    default_name: str,
+    *,
+    role: int = 0,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    instruction: str | None = None,
+    template: str = "",
+    purpose: str = "",
 ) -> str:
-    """Return what is put before each text: the prompt itself if one is given, else the one of that name, of the role, or the default.
+    """Return what is put before each text.
 
-    Raises InvalidArgument for two ways to say it at once, and for an unknown name or role.
+    Args:
+        prompts: The model's prompts by name.
+        default_name: The one of a request that says nothing; empty for none.
+        role: Chooses the prompt of that role.
+        prompt: Used as it stands.
+        prompt_name: Chooses the prompt of that name.
+        instruction: What is looked for; it stands in `template`.
+        template: The model's, with `{instruction}` in it; empty for a model that takes none.
+        purpose: Chooses the prompt of that name if there is one, and otherwise the default.
+
+    Raises InvalidArgument for two ways to say it at once, for an unknown name or role, and for an instruction that the model does not take.
     """
+    if instruction is not None:
+        return _instructed(instruction, template, role=role, others=(prompt, prompt_name))
     if prompt is not None:
         if prompt_name is not None or role:
             raise InvalidArgument("prompt excludes prompt_name and role: it is used as it stands. Keep one.", param="prompt")
@@ -58,7 +78,22 @@ def choose_prompt(
         if role not in _ROLES:
             raise InvalidArgument(f"role {role} is not known; use QUERY or DOCUMENT.", param="role")
         return prompts.get(_ROLES[role], "")
-    return prompts[default_name] if default_name else ""
+    name = purpose if purpose in prompts else default_name
+    return prompts[name] if name else ""
+
+
+def _instructed(instruction: str, template: str, *, role: int, others: tuple[str | None, ...]) -> str:
+    """Return the model's template with the instruction in it."""
+    if any(other is not None for other in others):
+        raise InvalidArgument("instruction excludes prompt and prompt_name: it has its own. Keep one.", param="instruction")
+    if not template:
+        raise InvalidArgument("This model takes no instruction. Leave it out.", param="instruction")
+    if role == DOCUMENT:
+        raise InvalidArgument("instruction is for queries; documents have none. Leave it out, or the role.", param="instruction")
+    if not instruction:
+        raise empty("instruction")
+    refuse_nul(instruction, param="instruction")
+    return template.replace("{instruction}", instruction)
 
 
 def _named(prompts: Mapping[str, str], name: str, *, role: int) -> str:

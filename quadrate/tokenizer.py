@@ -59,6 +59,8 @@ class TextTokenizer:
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self.prefix_ids, self.suffix_ids = _special_ids(tokenizer)
         self.special_count = len(self.prefix_ids) + len(self.suffix_ids)
+        self.weightless_ids = frozenset((*self.prefix_ids, *self.suffix_ids, *_fillers(tokenizer)))
+        """Ids that stand for no word: those around a text, of padding, and of what is not in the vocabulary."""
         self.max_content_tokens = max_tokens - self.special_count
         """The most content ids that the model reads."""
         self.max_characters = max(LONGEST_CHARACTERS, CHARACTERS_A_TOKEN * max_tokens)
@@ -175,6 +177,12 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
         size += len(text)
     if group:
         yield group
+
+
+def _fillers(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """Return the ids of padding and of unknown text, by the names that BERT's and XLM-R's families give them."""
+    found = (tokenizer.token_to_id(name) for name in ("<pad>", "<unk>", "[PAD]", "[UNK]"))
+    return [number for number in found if number is not None]
 
 
 def _special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

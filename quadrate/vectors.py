@@ -82,4 +82,5 @@ def row_bytes(width: int, value_type: int) -> int:
 def _levels(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return each value's level, 0 to 255; the arithmetic is that of `quantize_embeddings`, rounding by rounding."""
     lowest, highest = ranges(values.shape[-1])
-    return np.clip(np.floor((values - lowest) / ((highest - lowest) / _LEVELS)), 0, _LEVELS)
+    levels: NDArray[np.float32] = np.clip(np.floor((values - lowest) / ((highest - lowest) / _LEVELS)), 0, _LEVELS)
+    return levels

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
+from quadrate.worker.offer import offer
 from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def describe(entry: Entry) -> model_pb2.Model:
         revision=card.revision or "",
         precision=options_pb2.EXACT,
     )
+    if entry.progress is not None:
+        answer.load_progress = entry.progress
     if entry.engine is not None:
         _add_facts(answer, entry.engine.model)
     return answer
@@ -97,11 +100,15 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
     answer.tokenizer_sha256 = model.tokenizer.sha256
     answer.vocabulary_size = model.tokenizer.vocabulary_size
     answer.created = model.created
+    answer.memory_mib = round(model.weight_bytes / 2**20)
     if card.task == "embed":
-        answer.dimensions = facts.encoder.width
-        answer.matryoshka_dimensions.extend(card.matryoshka_dimensions)
-        answer.normalized = facts.normalize
-        answer.outputs.append(options_pb2.DENSE)
+        given = offer(model)
+        answer.outputs.extend(given.outputs)  # type: ignore[arg-type] # numbers of the enum
+        if given.width:
+            answer.dimensions = given.width
+            answer.matryoshka_dimensions.extend(given.matryoshka)
+            answer.normalized = given.normalized
+        answer.instruction_template = facts.instruction_template
 
 
 def pooling_name(model: Model) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import check_count, choose_prompt, empty, refuse_nul, unreadable
+from quadrate.v1.embed_pb2 import EmbedRequest
 from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT, Input, TokenIds, Truncation
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from quadrate.runtime.engine import Model
     from quadrate.tokenizer import TextTokenizer
-    from quadrate.v1.embed_pb2 import EmbedRequest
     from quadrate.v1.model_pb2 import TokenizeRequest
 
 _CARD_TRUNCATIONS: dict[str, Truncation] = {"none": NONE, "left": LEFT, "right": RIGHT}
@@ -56,12 +56,15 @@ def resolve_truncation(asked: int, default: Truncation) -> Truncation:
 
 def resolve_prompt(model: Model, request: EmbedRequest | TokenizeRequest) -> str:
     """Return what is put before each text. Raises InvalidArgument."""
+    instruction = request.instruction if isinstance(request, EmbedRequest) and request.HasField("instruction") else None
     return choose_prompt(
         model.facts.prompts,
         model.facts.default_prompt_name,
         role=request.role,
         prompt=request.prompt if request.HasField("prompt") else None,
         prompt_name=request.prompt_name if request.HasField("prompt_name") else None,
+        instruction=instruction,
+        template=model.facts.instruction_template,
     )
 
 
