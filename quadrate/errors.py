@@ -9,6 +9,7 @@
     ├── PermissionDenied           a good key that may not do this
     ├── NotFound                   no such thing
     │   └── ModelNotFound          no such model, or not for this task
+    ├── LoadFailed                 a worker was told to load a model and could not
     ├── QuotaExceeded              the caller's limits are used up
     ├── Overloaded                 the mesh has no room for the request in time
     ├── DeadlineExceeded           the caller's time is over
@@ -134,6 +135,16 @@ class ModelNotFound(NotFound):
     reason = "MODEL_NOT_FOUND"
 
 
+class LoadFailed(QuadrateError):
+    """A worker was told to load a model and could not: its files, its card or its golden vectors have to be mended, or room to be made."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 400
+    type = "invalid_request_error"
+    code = "load_failed"
+    reason = "LOAD_FAILED"
+
+
 class QuotaExceeded(QuadrateError):
     """The caller's own limits are used up for now; `retry_after_seconds` says for how long."""
 
@@ -224,6 +235,7 @@ ERRORS: tuple[type[QuadrateError], ...] = (
     PermissionDenied,
     NotFound,
     ModelNotFound,
+    LoadFailed,
     QuotaExceeded,
     Overloaded,
     DeadlineExceeded,

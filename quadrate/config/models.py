@@ -58,8 +58,8 @@ class HubSource(Schema):
 
     type: Literal["hub"]
     repository: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-    """The commit. A branch or a tag can move, so neither is accepted here."""
+    revision: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40})?$")] = ""
+    """The commit. A branch or a tag can move, so neither is accepted here. Empty: the one that `quadrate models pull` has locked."""
 
 
 class FolderSource(Schema):
@@ -131,6 +131,8 @@ class ModelCard(Schema):
     """The `model_type` that config.json must name: one that names another is refused."""
     graph: InnerPath | None = None
     """An ONNX graph of the folder's own that is run instead of ours."""
+    golden: str = ""
+    """The file of its golden vectors, as a path from the folder of models.yaml; compared whenever the model is loaded. Empty: none."""
     matryoshka_dimensions: tuple[int, ...] = ()
     """The widths that `dimensions` of a request may ask for. Empty: the model was not trained for any."""
 
@@ -150,9 +152,9 @@ class ModelCard(Schema):
 
     @property
     def revision(self) -> str | None:
-        """What answers name as the weights' revision: the hub commit or the digest of `files`; None until the files are known."""
+        """What answers name as the weights' revision: the hub commit or the digest of `files`; None until it is known."""
         if isinstance(self.source, HubSource):
-            return self.source.revision
+            return self.source.revision or None
         return digest(self.files) if self.files else None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.errors import ConfigError
 
-Device = Literal["auto", "cpu", "gpu"]
+_DEVICES = re.compile(r"auto|cpu|gpu(:(\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{8,64}))?")
+
+
+def _check_device(value: str) -> str:
+    if not _DEVICES.fullmatch(value):
+        raise ValueError("it must be auto, cpu, gpu, gpu:1 (a number of nvidia-smi -L), gpu:GPU-… or gpu:MIG-… (a UUID from there)")
+    return value
+
+
+Device = Annotated[str, pydantic.AfterValidator(_check_device)]
+"""`auto`, `cpu`, `gpu`, or `gpu:` and its number or UUID."""
+Precision = Literal["exact", "fast", "small"]
 Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
 
 
@@ -45,13 +57,18 @@ class WorkerSettings(BaseSettings):
     models_path: Path = pydantic.Field(default=Path("configs/models.yaml"), validation_alias="QUADRATE_MODELS_PATH")
     """The catalogue of models. Read by both kinds of worker."""
     device: Device = "auto"
-    """`cpu`, `gpu` (refuse to start without one), or `auto`: a GPU if ONNX Runtime has one."""
-    precision: Literal["exact", "fast", "small"] = "exact"
-    """The class of arithmetic. This version serves `exact`, float32 throughout, and refuses to start with another."""
+    """`cpu`; `gpu` (refuse to start without one), `gpu:1` for the second, `gpu:GPU-…` or `gpu:MIG-…` for a card or a slice by its UUID; or
+    `auto`: a GPU if this ONNX Runtime and the driver have one."""
+    gpu_memory_mib: int = pydantic.Field(default=0, ge=0)
+    """The most GPU memory that each model's runs and weights may take, in MiB. 0: no limit."""
+    precision: Precision = "exact"
+    """The class of arithmetic. `exact`: float32. `fast`: each vector's cosine to `exact` is at least 0.999; bfloat16 through OpenVINO on a CPU
+    (extra `openvino`), float16 on a GPU. `small`: at least 0.99; 8-bit products on a CPU. What a machine cannot give is refused at the
+    start."""
     mixed_precision: bool = False
-    """Half precision where it does no harm. This version refuses to start with it."""
+    """Another way to ask for `fast`, as earlier deployments did. One that contradicts the precision is refused."""
     quantization: Literal["none", "int8"] = "none"
-    """8-bit weights. This version refuses to start with another than `none`."""
+    """`int8` is another way to ask for `small`. One that contradicts the precision is refused."""
     max_batch_size: int = pydantic.Field(default=64, gt=0)
     """The most texts in one run of the model; above 64 it changes nothing."""
     max_batch_tokens: int = pydantic.Field(default=256, gt=0)
@@ -60,6 +77,9 @@ class WorkerSettings(BaseSettings):
     """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""
     queue_timeout_ms: float = pydantic.Field(default=10_000.0, gt=0)
     """The longest time until a request's first text runs. One that would wait longer is refused at once."""
+    memory_budget_mib: int | None = pydantic.Field(default=None, gt=0)
+    """The most that the weights of all loaded models may take, in MiB. A model that would not fit is refused before it is loaded. Unset: no
+    limit."""
     threads: int = pydantic.Field(default_factory=usable_cores, gt=0)
     """Cores for the model: so many runs at once. Unset: all that the process may use."""
     stuck_seconds: float = pydantic.Field(default=10.0, gt=0)
@@ -92,9 +112,18 @@ class WorkerSettings(BaseSettings):
             raise ValueError('it must be a JSON object of names, such as {"our-model": "minilm"}') from exc
 
     @pydantic.model_validator(mode="after")
-    def _is_served(self) -> WorkerSettings:
-        if self.precision != "exact" or self.mixed_precision or self.quantization != "none":
-            raise ValueError("this version serves precision exact alone; leave precision, mixed_precision and quantization unset")
+    def _agree(self) -> WorkerSettings:
+        """Let the three settings that speak of precision say one thing."""
+        given = self.model_fields_set
+        asked = {"fast"} if self.mixed_precision else set()
+        asked |= {"small"} if self.quantization == "int8" else set()
+        asked |= {self.precision} if "precision" in given else set()
+        if len(asked) > 1:
+            raise ValueError(
+                f"{' and '.join(sorted(asked))} are asked for: by precision, by mixed_precision (which asks for fast), or by quantization "
+                "(int8 asks for small); set precision alone"
+            )
+        object.__setattr__(self, "precision", next(iter(asked), "exact"))  # frozen for everybody but this
         return self
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quadrate.errors import ConfigError
-from quadrate.runtime import folder
+from quadrate.errors import ConfigError, Overloaded, Unavailable
+from quadrate.runtime import folder, golden
 from quadrate.runtime.batching import Waste
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
 from quadrate.runtime.jobs import Lane
 from quadrate.runtime.packing import Reading
-from quadrate.runtime.sessions import NullSession, OnnxSession, provider_for
+from quadrate.runtime.sessions import NullSession, choose, open_session
 from quadrate.runtime.weights import Weights
 from quadrate.tokenizer import TextTokenizer
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.config.models import ModelCard
-    from quadrate.config.worker import WorkerSettings
+    from quadrate.config.worker import Precision, WorkerSettings
     from quadrate.runtime.folder import Facts
     from quadrate.runtime.graphs import Form
     from quadrate.runtime.jobs import Job
@@ -54,6 +55,7 @@ class Model:
         revision: What answers name.
         tokenizer: Reads texts as the model does.
         session: Runs it.
+        precision: The class of arithmetic it runs in.
         forms: What its graph gives, by the name of the output.
         weight_bytes: What its weights take.
         created: When it was loaded, in Unix seconds.
@@ -65,6 +67,7 @@ class Model:
     revision: str
     tokenizer: TextTokenizer
     session: Session
+    precision: Precision
     forms: Mapping[str, Form]
     weight_bytes: int
     created: int
@@ -92,14 +95,15 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
     """
     facts = folder.read(stored.path, card)
     tokenizer = _tokenizer(facts)
-    provider = provider_for(settings.device)
+    way = choose(settings.device, settings.precision, gpu_memory_bytes=settings.gpu_memory_mib * 2**20)
     weights = Weights(stored.path)
-    graph = build(facts, weights)
+    graph = build(facts, weights, way.arithmetic)
     session: Session = NullSession(graph.outputs)
     if settings.session == "onnx":
-        session = OnnxSession(graph, provider, threads=settings.threads)
+        session = open_session(graph, way, threads=settings.threads)
     weights.release()
-    return Model(alias, card, facts, stored.revision, tokenizer, session, graph.outputs, graph.weight_bytes, int(time.time()))
+    made = (alias, card, facts, stored.revision, tokenizer, session, settings.precision, graph.outputs, graph.weight_bytes)
+    return Model(*made, created=int(time.time()))
 
 
 def _tokenizer(facts: Facts) -> TextTokenizer:
@@ -150,14 +154,34 @@ class Engine:
         return Result(dict(zip(outputs, map(list, columns), strict=True)), job.queue_seconds, job.inference_seconds)
 
     async def prove(self) -> None:
-        """Let the model answer, alone and in a batch, before anybody relies on it. Raises ConfigError if it does not answer right."""
+        """Let the model answer before anybody relies on it: alone and in a batch, then its golden vectors.
+
+        Raises ConfigError, which says what is wrong, if it does not answer right.
+        """
         tokenizer, outputs = self.model.tokenizer, tuple(self.model.forms)
         readings = [Reading.of(tokenizer.read(ids[: tokenizer.max_content_tokens])) for ids in tokenizer.encode(CANARIES)]
-        together = await self.run(readings, outputs)
+        together = await self._try(readings, outputs)
         for place, reading in enumerate(readings):
-            alone = await self.run([reading], outputs)
+            alone = await self._try([reading], outputs)
             for output in outputs:
-                self._compare(together.rows[output][place], alone.rows[output][0])
+                self._compare(together[output][place], alone[output][0])
+        found = golden.cases(self.model)
+        problems = [problem for case in found for problem in case.judge(await self._try(case.readings, case.outputs))]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise ConfigError(
+                f"{self.model.card.golden}: {problems[0]}{more}; the model is not served in precision {self.model.precision}."
+            )
+
+    async def _try(self, readings: Sequence[Reading], outputs: Sequence[str]) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+        """As `run`, for a model that has time while others are busy. Raises ConfigError if it fails."""
+        while True:
+            try:
+                return (await self.run(readings, outputs)).rows
+            except Overloaded as error:
+                await asyncio.sleep(error.retry_after_seconds or 1.0)
+            except Unavailable as error:
+                raise ConfigError(f"{self.model.alias}: {self.lane.failed or error.message}") from error
 
     def _compare(self, row: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
         if not np.isfinite(row).all() or np.abs(row - alone).max() > AGREEMENT * max(1.0, float(np.abs(alone).max())):

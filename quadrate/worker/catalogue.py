@@ -1,50 +1,61 @@
-"""The models of one worker: their names, their states, and how they come to answer.
+"""The models of one worker: their names, their states, and the engines that answer for them.
 
-loading ──(files got, sessions open, a canary answered)──► ready ──(a run failed or is stuck)──► unavailable, and the process leaves
-   └──────(cannot be had or cannot be served right)──────► unavailable, and the process leaves unless another model is ready
+loading ──(files got, sessions open, canary and golden vectors right)──► ready ──(a run failed or is stuck)──► unavailable, and the
+   │                                                                     │   ▲                                   process leaves
+   └──(cannot be had or cannot be served right)──► unavailable           └───┘ loaded again: the old one answers until the new one
+                                                                               has proven itself, or for good if it does not
+
+`quadrate.worker.loading` moves models from state to state.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quadrate.config import yamlfile
-from quadrate.config.models import ModelsFile
-from quadrate.errors import ConfigError, ModelNotFound, QuadrateError, StoreError, Unavailable
-from quadrate.runtime import engine, store
-from quadrate.runtime.engine import Engine
+from quadrate.config import lock
+from quadrate.errors import ConfigError, ModelNotFound, Unavailable
 from quadrate.telemetry import log
 from quadrate.v1 import model_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from quadrate.config.models import ModelCard
     from quadrate.config.worker import WorkerSettings
     from quadrate.health import Health
+    from quadrate.runtime.engine import Engine
     from quadrate.runtime.jobs import Lane
-    from quadrate.runtime.scheduler import Scheduler
     from quadrate.telemetry import Telemetry
 
-_TASKS = {"embed": "embedding", "rerank": "reranking"}
+TASKS = {"embed": "embedding", "rerank": "reranking"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model: its card, its state and, once that is READY, its engine."""
+    """One model.
+
+    Attributes:
+        alias: Its name here.
+        card: What the catalogue says.
+        state: Whether it can be called.
+        reason: Why it is in that state, or what became of the last try to load it again.
+        engine: What answers, exactly while the state is READY.
+        former: What answered before, as long as callers may come with token ids that were made by its tokenizer.
+        progress: How much of loading is done, from 0 to 1; None while it is not being loaded.
+    """
 
     alias: str
     card: ModelCard
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     reason: str = "loading"
     engine: Engine | None = None
+    former: Engine | None = None
+    progress: float | None = None
 
 
 class Catalogue:
-    """The models that the settings name. Belongs to the event loop.
+    """The models that the settings name, and those that were added. Belongs to the event loop.
 
     Raises ConfigError if the file cannot be read, or does not have them, or they are for another task.
     """
@@ -55,14 +66,12 @@ class Catalogue:
         self._service = service
         self._health = health
         self._telemetry = telemetry
-        self.is_misconfigured = True
-        """Whether each model that could not be loaded cannot be served as it is configured: trying again would not help."""
-        cards = yamlfile.load(settings.models_path, ModelsFile).models
+        cards = lock.load(settings.models_path).models
         chosen = _chosen(settings, cards, task)
         self._entries = {alias: Entry(alias, cards[alias]) for alias in chosen}
-        self._names = {card.served_name: alias for alias, card in cards.items() if alias in chosen}
-        self._names.update({name: _resolve(alias, cards, task) for name, alias in settings.model_mapping.items()})
-        self._names.update({alias: alias for alias in chosen})
+        self._mapping = {name: resolve(alias, cards, task) for name, alias in settings.model_mapping.items()}
+        self._names: dict[str, str] = {}
+        self._name()
         for name in ("", service, *(f"model/{alias}" for alias in chosen)):
             health.set(name, serving=False, reason="loading")
         health.set("quadrate.v1.ModelService", serving=True)
@@ -76,93 +85,150 @@ class Catalogue:
         """Return a model by alias or served name. Raises ModelNotFound."""
         alias = self._names.get(name)
         if alias is None:
-            known = ", ".join(entry.alias for entry in self.entries)
-            raise ModelNotFound(f"This worker serves no {_TASKS[self._task]} model of this name. It serves {known}.", param="model")
+            known = ", ".join(entry.alias for entry in self.entries) or "none"
+            raise ModelNotFound(f"This worker serves no {TASKS[self._task]} model of this name. It serves {known}.", param="model")
         return self._entries[alias]
 
-    def engine(self, name: str) -> Engine:
-        """Return a model that can run now. Raises ModelNotFound, Unavailable."""
+    def engine(self, name: str, *, read_by: str = "") -> Engine:
+        """Return a model that can run now.
+
+        Args:
+            name: Its alias or served name.
+            read_by: The SHA-256 of the tokenizer that the request's token ids were made by; empty if that is not to be compared.
+
+        Raises:
+            ModelNotFound: There is none of this name.
+            Unavailable: It does not answer now, or reads by another tokenizer.
+        """
         entry = self.entry(name)
         if entry.engine is None:
             raise Unavailable(f"The model {entry.alias} does not answer yet: {entry.reason}. Try again.", retry_after_seconds=1.0)
-        return entry.engine
+        if not read_by or read_by == entry.engine.model.tokenizer.sha256:
+            return entry.engine
+        if entry.former is not None and read_by == entry.former.model.tokenizer.sha256:
+            return entry.former
+        raise Unavailable(
+            f"The token ids were made by another tokenizer than that of {entry.alias}, which was loaded again. "
+            "Get its tokenizer anew and try again.",
+            retry_after_seconds=1.0,
+        )
 
-    async def load(self, scheduler: Scheduler) -> bool:
-        """Load all models one after another. Returns whether one of them answers."""
-        for alias in list(self._entries):
-            await self._load(alias, scheduler)
-        return any(entry.engine is not None for entry in self._entries.values())
+    # What `loading` does with them.
 
-    async def _load(self, alias: str, scheduler: Scheduler) -> None:
-        started, started_ns = time.monotonic(), time.time_ns()
-        card = self._entries[alias].card
-        try:
-            model = await asyncio.to_thread(lambda: engine.load(alias, card, store.ensure(alias, card, progress=_progress), self._settings))
-            loaded = Engine(model, scheduler)
-            await loaded.prove()
-        except (ConfigError, StoreError, QuadrateError) as error:
-            self._give_up(alias, str(error), is_misconfigured=isinstance(error, ConfigError))
+    def find(self, alias: str) -> Entry | None:
+        """Return a model by alias."""
+        return self._entries.get(alias)
+
+    def begin(self, alias: str, card: ModelCard) -> None:
+        """State that a model is being loaded. One that answers goes on with its own card.
+
+        Raises ConfigError if the card's name is that of another model here.
+        """
+        for entry in self._entries.values():
+            if entry.alias != alias and {card.served_name, alias} & {entry.alias, entry.card.served_name}:
+                raise ConfigError(f"{alias} shares a name with {entry.alias}, which is loaded here. Load or unload that one first.")
+        before = self._entries.get(alias)
+        if before is not None and before.engine is not None:
+            self._put(replace(before, progress=0.0))
+        else:
+            self._put(Entry(alias, card, progress=0.0))
+
+    def progress(self, alias: str, part: float) -> None:
+        """State how much of loading is done."""
+        entry = self._entries.get(alias)
+        if entry is not None and entry.progress is not None:
+            self._entries[alias] = replace(entry, progress=max(entry.progress, min(1.0, part)))
+
+    def switch(self, alias: str, engine: Engine) -> Engine | None:
+        """Let a model answer that has proven itself; return the one that answered before."""
+        before = self._entries[alias].engine
+        reads_otherwise = before is not None and before.model.tokenizer.sha256 != engine.model.tokenizer.sha256
+        former = before if reads_otherwise else None
+        self._put(Entry(alias, engine.model.card, model_pb2.MODEL_STATE_READY, "", engine, former))
+        return before
+
+    def forget_former(self, alias: str, engine: Engine) -> None:
+        """Send nothing more to an engine that answered before."""
+        entry = self._entries.get(alias)
+        if entry is not None and entry.former is engine:
+            self._entries[alias] = replace(entry, former=None)
+
+    def give_up(self, alias: str, reason: str) -> None:
+        """State that a model could not be loaded; one that answers goes on. One that was never there still is not."""
+        entry = self._entries.get(alias)
+        if entry is None:
             return
-        except Exception as error:  # noqa: BLE001 - whatever a library raised, a model must not stay "loading" for ever
-            self._give_up(alias, f"loading raised {type(error).__name__}: {error}", is_misconfigured=False)
-            return
-        seconds = time.monotonic() - started
-        self._set(alias, model_pb2.MODEL_STATE_READY, "", loaded)
-        self._telemetry.traces.single("load model", started_ns, time.time_ns(), {"quadrate.model": alias})
-        metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
-        metrics.gauge(f"{prefix}_model_load_seconds", alias).set(seconds)
-        metrics.gauge(f"{prefix}_model_memory_bytes", alias).set(model.weight_bytes)
-        facts = {"revision": model.revision, "provider": model.session.provider, "seconds": round(seconds, 3)}
-        log.info("model ready", model=alias, max_tokens=model.facts.max_tokens, **facts)
+        if entry.engine is not None:
+            self._put(replace(entry, reason=f"it could not be loaded again: {reason}", progress=None))
+        else:
+            self._put(replace(entry, state=model_pb2.MODEL_STATE_UNAVAILABLE, reason=reason, progress=None))
 
-    def _give_up(self, alias: str, reason: str, *, is_misconfigured: bool) -> None:
-        self.is_misconfigured &= is_misconfigured
-        self._set(alias, model_pb2.MODEL_STATE_UNAVAILABLE, reason)
-        log.error("model cannot be served", model=alias, reason=reason)
+    def drop(self, alias: str) -> Entry:
+        """Take a model out and return it."""
+        entry = self._entries.pop(alias)
+        self._name()
+        self._telemetry.metrics.gauge(f"{self._telemetry.prefix}_model_serving", alias).set(0)
+        self._telemetry.metrics.gauge(f"{self._telemetry.prefix}_model_memory_bytes", alias).set(0)
+        self._health.set(f"model/{alias}", serving=False, reason="unloaded")
+        self._tell()
+        return entry
 
-    def failed(self, lane: Lane) -> None:
-        """State that a model answers no more."""
-        self._set(lane.name, model_pb2.MODEL_STATE_UNAVAILABLE, lane.failed)
+    def failed(self, lane: Lane) -> bool:
+        """Take note that a lane runs no more; returns whether a model answers no more for it.
+
+        It may be that of a model that is being loaded, or was replaced: no caller depends on the first, the second has a successor.
+        """
+        entry = self._entries.get(lane.name)
+        if entry is None or entry.engine is None or entry.engine.lane is not lane:
+            log.error("a model that is not serving failed", model=lane.name, reason=lane.failed)
+            return False
+        self._put(replace(entry, state=model_pb2.MODEL_STATE_UNAVAILABLE, reason=lane.failed, engine=None))
         log.error("model failed", model=lane.name, reason=lane.failed)
-
-    def _set(self, alias: str, state: model_pb2.ModelState, reason: str, loaded: Engine | None = None) -> None:
-        self._entries[alias] = replace(self._entries[alias], state=state, reason=reason, engine=loaded)
-        serving = loaded is not None
-        self._telemetry.metrics.gauge(f"{self._telemetry.prefix}_model_serving", alias).set(serving)
-        self._health.set(f"model/{alias}", serving=serving, reason=reason)
-        some = any(entry.engine is not None for entry in self._entries.values())
-        for name in ("", self._service):
-            self._health.set(name, serving=some, reason="no model answers")
+        return True
 
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Return whether something can be served, and the report for GET /health/ready."""
         ready = [entry for entry in self._entries.values() if entry.engine is not None]
-        status = "ok" if len(ready) == len(self._entries) else "degraded" if ready else "unavailable"
+        status = "unavailable" if not ready else "ok" if len(ready) == len(self._entries) else "degraded"
         models = [
             {"name": entry.alias, "status": "unavailable" if entry.engine is None else "ok", "reason": entry.reason}
             for entry in self.entries
         ]
         return bool(ready), {"status": status, "models": models}
 
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.alias] = entry
+        self._name()
+        serving = entry.engine is not None
+        self._telemetry.metrics.gauge(f"{self._telemetry.prefix}_model_serving", entry.alias).set(serving)
+        self._health.set(f"model/{entry.alias}", serving=serving, reason=entry.reason)
+        self._tell()
 
-def _chosen(settings: WorkerSettings, cards: dict[str, ModelCard], task: str) -> list[str]:
+    def _name(self) -> None:
+        names = {entry.card.served_name: alias for alias, entry in self._entries.items()}
+        names.update({name: alias for name, alias in self._mapping.items() if alias in self._entries})
+        self._names = {**names, **{alias: alias for alias in self._entries}}
+
+    def _tell(self) -> None:
+        some = any(entry.engine is not None for entry in self._entries.values())
+        for name in ("", self._service):
+            self._health.set(name, serving=some, reason="no model answers")
+
+
+def _chosen(settings: WorkerSettings, cards: Mapping[str, ModelCard], task: str) -> list[str]:
     names = (*settings.model_name, *settings.model_mapping.values())
-    chosen = list(dict.fromkeys(_resolve(name, cards, task) for name in names))
+    chosen = list(dict.fromkeys(resolve(name, cards, task) for name in names))
     if not chosen:
         raise ConfigError(f"no model is named; name one of {settings.models_path}: {', '.join(cards)}")
     return chosen
 
 
-def _resolve(name: str, cards: dict[str, ModelCard], task: str) -> str:
-    """Return the alias for an alias or a served name."""
+def resolve(name: str, cards: Mapping[str, ModelCard], task: str) -> str:
+    """Return the alias for an alias or a served name. Raises ConfigError if the catalogue has none for the task."""
     if name in cards and cards[name].task == task:
         return name
     found = [alias for alias, card in cards.items() if card.served_name == name and card.task == task]
     if not found:
         known = ", ".join(alias for alias, card in cards.items() if card.task == task) or "none"
-        raise ConfigError(f"model {name!r} is not in the catalogue for {_TASKS[task]}; there are: {known}")
+        raise ConfigError(f"model {name!r} is not in the catalogue for {TASKS[task]}; there are: {known}")
     return found[0]
-
-
-def _progress(label: str, done_bytes: int, total_bytes: int | None) -> None:
-    log.debug("fetching", what=label, done_bytes=done_bytes, total_bytes=total_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quadrate.inputs import MAX_INPUTS
+from quadrate.runtime.scoring import SCORINGS, activation_of
 from quadrate.v1 import model_pb2, options_pb2
 from quadrate.worker.offer import offer
 from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
@@ -109,6 +110,10 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
             answer.matryoshka_dimensions.extend(given.matryoshka)
             answer.normalized = given.normalized
         answer.instruction_template = facts.instruction_template
+    else:
+        answer.activation = activation_of(SCORINGS[card.scoring or ""], facts)
+        if facts.pair is not None:
+            answer.pair.CopyFrom(facts.pair.message())
 
 
 def pooling_name(model: Model) -> str:

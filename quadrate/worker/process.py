@@ -14,10 +14,12 @@ from quadrate.runtime import memory
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.jobs import Rules
 from quadrate.runtime.scheduler import Scheduler
-from quadrate.runtime.sessions import provider_for
+from quadrate.runtime.sessions import choose
 from quadrate.server import Server, run
 from quadrate.telemetry import Telemetry, log
+from quadrate.worker.admin import AdminService
 from quadrate.worker.catalogue import Catalogue
+from quadrate.worker.loading import Loader
 from quadrate.worker.meter import TelemetryMeter
 from quadrate.worker.models import ModelService
 
@@ -52,16 +54,17 @@ class Worker:
     def __init__(
         self, settings: WorkerSettings, *, task: str, services: Callable[[Catalogue, Any], Sequence[Any]], telemetry: Telemetry
     ) -> None:
-        provider_for(settings.device)
+        choose(settings.device, settings.precision)
         self._settings = settings
         self._telemetry = telemetry
         name = f"quadrate.v1.{'EmbedService' if task == 'embed' else 'RerankService'}"
         health = Health()
         self.catalogue = Catalogue(settings, task=task, service=name, health=health, telemetry=telemetry)
+        self.loader = Loader(self.catalogue, settings, task=task, telemetry=telemetry)
         self.server = Server(
             telemetry=telemetry,
             health=health,
-            services=[*services(self.catalogue, settings), ModelService(self.catalogue)],
+            services=[*services(self.catalogue, settings), ModelService(self.catalogue), AdminService(self.catalogue, self.loader)],
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
@@ -89,6 +92,7 @@ class Worker:
             stuck_seconds=settings.stuck_seconds,
         )
         self.scheduler = Scheduler(rules, meter=TelemetryMeter(self._telemetry), on_failure=self._failed)
+        self.loader.scheduler = self.scheduler
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
         return self
 
@@ -97,13 +101,16 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.loader.close()
         if not await self.scheduler.close():
             log.fatal("a run does not end; the process leaves without it")
             os._exit(EXIT_FAILED)
 
     async def _load(self) -> None:
-        if not await self.catalogue.load(self.scheduler):
-            self._leave("no model could be loaded", EXIT_CONFIG if self.catalogue.is_misconfigured else EXIT_FAILED)
+        loads = await self.loader.load_configured()
+        if all(load.error is not None for load in loads):
+            misconfigured = all(load.is_misconfigured for load in loads)
+            self._leave("no model could be loaded", EXIT_CONFIG if misconfigured else EXIT_FAILED)
         self.loaded.set()
 
     async def _watch(self) -> None:
@@ -123,8 +130,8 @@ class Worker:
                 metrics.gauge(f"{prefix}_queue_estimated_seconds", alias).set(seconds)
 
     def _failed(self, lane: Lane) -> None:
-        self.catalogue.failed(lane)
-        self._leave(f"the model {lane.name} failed", EXIT_FAILED)
+        if self.catalogue.failed(lane):
+            self._leave(f"the model {lane.name} failed", EXIT_FAILED)
 
     def _leave(self, reason: str, status: int) -> None:
         """Stop the process, a moment from now: calls that are on their way are answered UNAVAILABLE rather than cut off."""
@@ -149,6 +156,6 @@ async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Cata
     worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
     async with worker:
         await worker.server.run()
-    if not worker.loaded.is_set():
+    if not worker.loaded.is_set() or worker.loader.is_loading:
         os._exit(worker.status)  # a thread still fetches or loads, and nobody waits for it any more
     return worker.status

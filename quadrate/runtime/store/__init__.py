@@ -10,7 +10,8 @@ at all; a second process that wants the same model waits for the first one. Mode
 they are.
 """
 
+from quadrate.runtime.store.files import weight_bytes
 from quadrate.runtime.store.models import StoredModel, ensure, find, hub_client, kept, listed, remove, root, verify
 from quadrate.runtime.store.progress import Progress
 
-__all__ = ["Progress", "StoredModel", "ensure", "find", "hub_client", "kept", "listed", "remove", "root", "verify"]
+__all__ = ["Progress", "StoredModel", "ensure", "find", "hub_client", "kept", "listed", "remove", "root", "verify", "weight_bytes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from quadrate.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_WEIGHTS = (".safetensors", ".bin", ".pt")
+_HALVES = ("float16", "bfloat16")
 _NEEDED = re.compile(
     r"(config|tokenizer|tokenizer_config|special_tokens_map|modules|config_sentence_transformers|sentence_\w+_config"
     r"|model\.safetensors\.index)\.json"
@@ -68,3 +71,19 @@ def place(source: Path, target: Path) -> None:
 def inside(folder: Path) -> list[str]:
     """Return the paths of all files below `folder`, relative, with forward slashes."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def weight_bytes(folder: Path) -> int:
+    """Estimate what the weights in `folder` take as float32: their files' sizes, twice that where config.json says "half"."""
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file()}
+    if any(path.suffix == ".safetensors" for path in sizes):  # other formats beside it hold the same once more
+        sizes = {path: size for path, size in sizes.items() if path.suffix == ".safetensors"}
+    return sum(sizes.values()) * (2 if _is_half(folder / "config.json") else 1)
+
+
+def _is_half(config: Path) -> bool:
+    try:
+        said = json.loads(config.read_bytes())
+        return (said.get("dtype") or said.get("torch_dtype")) in _HALVES
+    except (OSError, ValueError, AttributeError):
+        return False
