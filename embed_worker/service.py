@@ -46,7 +46,7 @@ class EmbedService:
     async def embed(self, request: embed_pb2.EmbedRequest, call: Call) -> bytes:
         """Return the serialised EmbedResponse. Raises QuadrateError."""
         arrived = time.perf_counter()
-        engine = self._catalogue.engine(request.model)
+        engine = self._catalogue.engine(request.model, read_by=request.tokenizer_sha256)
         model = engine.model
         call.log.update(model=model.alias, inputs=len(request.inputs))
         check_inputs(request.inputs, names="inputs", limit=MAX_INPUTS)

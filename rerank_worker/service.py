@@ -42,7 +42,7 @@ class RerankService:
     async def rerank(self, request: RerankRequest, call: Call) -> rerank_pb2.RerankResponse:
         """Return the documents by relevance. Raises QuadrateError."""
         arrived = time.perf_counter()
-        engine = self._catalogue.engine(request.model)
+        engine = self._catalogue.engine(request.model, read_by=request.tokenizer_sha256)
         model = engine.model
         call.log.update(model=model.alias, inputs=len(request.documents))
         self._check(request)
