@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from quadrate.errors import ContextLengthExceeded
 from quadrate.pairs import PairLayout, Room
+from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT
+from tests import vocabularies
 
 BERT = PairLayout(prefix_ids=(101,), infix_ids=(102,), suffix_ids=(102,))
 CAUSAL = PairLayout(
@@ -94,3 +99,69 @@ def test_templates_that_would_lose_something_are_refused(templates: dict[str, st
     """A place that is missing, a document's end that a cut would take, an instruction without a place."""
     with pytest.raises(ValueError, match=r"must hold|is needed"):
         PairLayout(**templates)  # type: ignore[arg-type]  # every value here is a template
+
+
+QWEN, MODERNBERT, XLM_ROBERTA = vocabularies.qwen(), vocabularies.modernbert(), vocabularies.xlm_roberta()
+LETTERS = Tokenizer.from_buffer(letter_tokenizer())
+QWEN_LAYOUT = PairLayout(
+    query_template="<Instruct>: {instruction}\n<Query>: {query}\n<Document>:",
+    document_template=" {document}",
+    instruction="Given a web search query, retrieve relevant passages that answer the query",
+)
+BORDERS = [
+    "",
+    " ",
+    "\n",
+    "\n\n x",
+    "  y",
+    "'s own",
+    ":",
+    ": no",
+    ">:",
+    "1",
+    "é",
+    "\u0301 combining",
+    "ﬁ",
+    "\u00a0z",
+    "<|im_end|>",
+    "星",
+    "\r\n",
+]
+TEXTS = st.one_of(st.text(max_size=20), st.sampled_from([*BORDERS, *vocabularies.SENTENCES]))
+
+
+@given(query=TEXTS, document=TEXTS, instruction=TEXTS)
+@example(query="a:", document=" b", instruction="")
+@example(query="a\n", document="\nb", instruction=" ")
+def test_a_template_in_two_pieces_is_read_as_in_one(query: str, document: str, instruction: str) -> None:
+    """Qwen's tokenizer divides between a colon and the blank after it, whatever stands before and after."""
+    instruction = instruction or QWEN_LAYOUT.instruction
+    first, second = QWEN_LAYOUT.query_text(query, instruction), QWEN_LAYOUT.document_text(document)
+    whole = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+    assert first + second == whole
+    assert encode(QWEN, first) + encode(QWEN, second) == encode(QWEN, whole)
+
+
+@pytest.mark.parametrize("tokenizer", [LETTERS, MODERNBERT, XLM_ROBERTA], ids=["bert", "modernbert", "xlm-roberta"])
+@given(query=TEXTS, document=TEXTS)
+def test_a_pair_is_put_together_as_its_tokenizer_does_it(tokenizer: Tokenizer, query: str, document: str) -> None:
+    """Special tokens between and around texts that were read apart give the tokenizer's own reading of the pair."""
+    border = tokenizer.encode("a", "a", add_special_tokens=True)
+    bare = len(encode(tokenizer, "a"))
+    first = border.special_tokens_mask.index(0)
+    after = first + bare
+    second = border.special_tokens_mask.index(0, after)
+    layout = PairLayout(
+        prefix_ids=tuple(border.ids[:first]), infix_ids=tuple(border.ids[after:second]), suffix_ids=tuple(border.ids[second + bare :])
+    )
+    pair = layout.read(encode(tokenizer, query), encode(tokenizer, document))
+    whole = tokenizer.encode(query, document, add_special_tokens=True)
+    assert pair.ids.tolist() == whole.ids
+    if 1 in whole.type_ids:
+        assert whole.type_ids == [int(place >= pair.second) for place in range(len(pair.ids))]
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return a text's ids without special tokens."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
