@@ -107,7 +107,9 @@ class ModelCard(Schema):
     """One sentence for people who choose a model."""
     license: str = ""
     """Of the weights, as an SPDX identifier."""
-    pooling: Literal["mean", "cls", "last"] | None = None
+    pooling: Literal["mean", "cls", "last", "splade"] | None = None
+    layer_norm: bool = False
+    """Whether a layer norm without weights stands between the pooling and whatever is cut or normalised."""
     normalize: bool | None = None
     max_tokens: int | None = Field(default=None, ge=8)
     """The most tokens that are read of one input, special tokens included."""

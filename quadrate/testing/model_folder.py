@@ -75,7 +75,10 @@ def write_tiny_model(
 
     config = tiny_config(**changes)
     modules = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    kinds = [{"idx": place, "path": f"{place}_{kind}" if place else "", "type": f"x.models.{kind}"} for place, kind in enumerate(modules)]
+    kinds = [
+        {"idx": place, "path": f"{place}_{kind}" if place else "", "type": f"sentence_transformers.models.{kind}"}
+        for place, kind in enumerate(modules)
+    ]
     flags = {f"pooling_mode_{name}": name.split("_")[0] == pooling for name in _POOLINGS}
     (path / "1_Pooling").mkdir(parents=True, exist_ok=True)
     for name, value in {

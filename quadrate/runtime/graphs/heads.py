@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quadrate.errors import ConfigError
+from quadrate.runtime.folder.facts import LayerNorm
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.builder import Form
 from quadrate.runtime.graphs.writer import prefix_of
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from quadrate.runtime.encoders.encoder import Vocabulary
-    from quadrate.runtime.folder import Facts
+    from quadrate.runtime.folder.facts import Dense, Facts
     from quadrate.runtime.graphs.packed import Only, Packed
     from quadrate.runtime.weights import Weights
 
@@ -38,22 +39,31 @@ def _pooled(packed: Packed, facts: Facts, weights: Weights) -> Outputs:
     """One vector a text: `pooled`, and `unit`, the same of length one."""
     only = ONLY.get(facts.pooling)
     states = facts.encoder.write(packed, weights, only=only)
-    return _vector(packed, facts, weights, states if only else _mean(packed, states))
+    return _vector(packed, facts, weights, states if only else packed.mean(states))
 
 
 def _vector(packed: Packed, facts: Facts, weights: Weights, pooled: str) -> Outputs:
     """The layers after the pooling, and what they give."""
     width = facts.encoder.width
-    for dense in facts.dense:
-        weight = weights.get(f"{dense.folder}/linear.weight", dense.outputs, width)
-        bias = weights.get(f"{dense.folder}/linear.bias", dense.outputs) if dense.bias else None
-        pooled = layers.activation(packed.to, dense.activation, layers.linear(packed.to, pooled, weight, bias))
-        width = dense.outputs
+    for layer in facts.after_pooling:
+        if isinstance(layer, LayerNorm):
+            pooled = _norm(packed, layer, weights, pooled, width)
+        else:
+            pooled, width = _dense(packed, layer, weights, pooled, width), layer.outputs
     return {"pooled": (pooled, Form("text", width)), "unit": (layers.unit(packed.to, pooled), Form("text", width))}
 
 
-def _mean(packed: Packed, states: str) -> str:
-    return packed.to.node("MatMul", packed.input("shares"), states)
+def _dense(packed: Packed, dense: Dense, weights: Weights, pooled: str, width: int) -> str:
+    weight = weights.get(f"{dense.folder}/linear.weight", dense.outputs, width)
+    bias = weights.get(f"{dense.folder}/linear.bias", dense.outputs) if dense.bias else None
+    return layers.activation(packed.to, dense.activation, layers.linear(packed.to, pooled, weight, bias))
+
+
+def _norm(packed: Packed, norm: LayerNorm, weights: Weights, pooled: str, width: int) -> str:
+    if not norm.folder:
+        return layers.layer_norm(packed.to, pooled, np.ones(width, np.float32), None, epsilon=1e-5)
+    scale, bias = (weights.get(f"{norm.folder}/norm.{part}", width) for part in ("weight", "bias"))
+    return layers.layer_norm(packed.to, pooled, scale, bias, epsilon=1e-5)
 
 
 def _token_vectors(packed: Packed, facts: Facts, weights: Weights) -> Outputs:
@@ -71,7 +81,7 @@ def _bge_m3(packed: Packed, facts: Facts, weights: Weights) -> Outputs:
     vectors = layers.linear(to, states, weights.get("colbert_linear.weight", outputs, width), weights.get("colbert_linear.bias", outputs))
     only = ONLY.get(facts.pooling)
     return {
-        **_vector(packed, facts, weights, packed.pick(states, only) if only else _mean(packed, states)),
+        **_vector(packed, facts, weights, packed.pick(states, only) if only else packed.mean(states)),
         "sparse_weights": (to.node("Relu", lexical), Form("token", 1)),
         "multi_vector": (layers.unit(to, vectors), Form("token", outputs)),
     }
@@ -93,7 +103,8 @@ def _splade(packed: Packed, facts: Facts, weights: Weights) -> Outputs:
 def _greatest(packed: Packed, found: Vocabulary, part: slice) -> str:
     """Return the greatest logit of each text for a part of the vocabulary: `[B, n]`."""
     to = packed.to
-    logits = layers.linear(to, found.rows, found.weight[part], found.bias[part])  # [T, n]
+    bias = None if found.bias is None else found.bias[part]
+    logits = layers.linear(to, found.rows, found.weight[part], bias)  # [T, n]
     return to.node("ReduceMax", packed.padded(logits), to.ints(1), keepdims=0)
 
 
