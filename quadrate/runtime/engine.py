@@ -109,8 +109,8 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
 def _tokenizer(facts: Facts) -> TextTokenizer:
     path = facts.path / "tokenizer.json"
     try:
-        tokenizer = TextTokenizer.from_json(path.read_bytes(), max_tokens=facts.max_tokens)
-    except (OSError, ValueError) as error:
+        tokenizer = TextTokenizer.from_json(folder.tokenizer_source(facts.path), max_tokens=facts.max_tokens)
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}; fetch the model again.") from error
     if tokenizer.vocabulary_size > facts.encoder.vocabulary_size:
         raise ConfigError(
