@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 
 from quadrate.runtime.encoders.bert import Bert
 from quadrate.runtime.encoders.encoder import Encoder
+from quadrate.runtime.encoders.qwen3 import Qwen3
 from quadrate.runtime.encoders.roberta import Roberta
+from quadrate.runtime.encoders.t5 import T5
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FAMILIES: Mapping[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "xlm-roberta": Roberta}
+FAMILIES: Mapping[str, type[Encoder]] = {
+    "bert": Bert,
+    "mt5": T5,
+    "qwen3": Qwen3,
+    "roberta": Roberta,
+    "t5": T5,
+    "xlm-roberta": Roberta,
+}
 """By `model_type` of config.json."""
 
 __all__ = ["FAMILIES", "Encoder"]

@@ -50,6 +50,15 @@ def layer_norm(to: Builder, rows: str, scale: NDArray[np.float32], bias: NDArray
     return to.node("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
 
 
+def rms_norm(to: Builder, rows: str, scale: NDArray[np.float32], *, epsilon: float) -> str:
+    """Bring the last axis to a mean square of 1 (Zhang & Sennrich 2019)."""
+    # Written out as exporters write it: both engines know it by this form and run it as one operator.
+    square = to.node("Pow", rows, to.constant(np.array(2, np.float32)))
+    mean = to.node("ReduceMean", square, to.ints(-1), keepdims=1)
+    root = to.node("Sqrt", to.node("Add", mean, to.constant(np.array(epsilon, np.float32))))
+    return to.node("Mul", to.node("Div", rows, root), to.constant(scale))
+
+
 def unit(to: Builder, rows: str) -> str:
     """Bring rows to length one; a row of zeros stays one (torch.nn.functional.normalize, eps 1e-12)."""
     length = to.node("ReduceL2", rows, to.ints(-1), keepdims=1)

@@ -50,6 +50,10 @@ class Writer:
         shifts = self.weight(f"{name}.{shift}", width) if bias else None
         return layers.layer_norm(self.to, rows, self.weight(f"{name}.{scale}", width), shifts, epsilon=self.epsilon)
 
+    def rms(self, name: str, rows: str, width: int) -> str:
+        """Return an RMS norm of rows `[n, width]`."""
+        return layers.rms_norm(self.to, rows, self.weight(f"{name}.weight", width), epsilon=self.epsilon)
+
 
 def prefix_of(weights: Weights, name: str, prefixes: tuple[str, ...]) -> str:
     """Return the prefix under which a checkpoint has a tensor; none if it has it under no prefix."""
