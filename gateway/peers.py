@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from gateway.relay import MOST_INPUTS, Relay
 from quadrate.client import failures
 from quadrate.errors import DeadlineExceeded, Internal, QuadrateError, Unavailable
-from quadrate.v1 import embed_pb2, model_pb2, rerank_pb2
+from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -45,6 +47,8 @@ class Peer:
         self.target = target
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
+        self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
+        self._listed = 0.0
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._relay = Relay(self._channel)
         self._embed = self._unary("/quadrate.v1.EmbedService/Embed", embed_pb2.EmbedRequest, embed_pb2.EmbedResponse)
@@ -65,9 +69,9 @@ class Peer:
         return self._channel.unary_unary(method, request_serializer=request.SerializeToString, response_deserializer=response.FromString)
 
     async def embed(self, request: embed_pb2.EmbedRequest, *, timeout: float | None, metadata: Metadata) -> embed_pb2.EmbedResponse:  # noqa: ASYNC109 - it travels on
-        """Embed by the relay, or by a call of its own if the request is large or the worker has none. Raises QuadrateError."""
+        """Embed by the relay, or by a call of its own if request or answer is large or the worker has none. Raises QuadrateError."""
         try:
-            if self._relay.served and len(request.inputs) <= MOST_INPUTS:
+            if self._relay.served and len(request.inputs) <= MOST_INPUTS and options_pb2.MULTI_VECTOR not in request.outputs:
                 return await self._relay.embed(request, timeout, metadata)
         except grpc.aio.AioRpcError as error:
             if self._relay.served:
@@ -90,8 +94,20 @@ class Peer:
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
 
-    async def models(self) -> list[model_pb2.Model]:
-        """Return the cards of all models it has. Raises grpc.aio.AioRpcError."""
+    async def models(self, *, max_age_seconds: float = 0.0) -> list[model_pb2.Model]:
+        """Return the cards of all models it has. Raises grpc.aio.AioRpcError.
+
+        Callers who are content with an answer of some age share one, and one that is on its way.
+        """
+        if not max_age_seconds:
+            return await self._models()
+        if self._listing is None or time.monotonic() - self._listed > max_age_seconds:
+            self._listed = time.monotonic()
+            self._listing = asyncio.create_task(self._models())
+            self._listing.add_done_callback(lambda task: task.cancelled() or task.exception())  # those who waited may have gone
+        return await asyncio.shield(self._listing)
+
+    async def _models(self) -> list[model_pb2.Model]:
         answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0)
         return list(answer.models)
 
@@ -111,6 +127,9 @@ class Peer:
 
     async def close(self) -> None:
         """Close the channel; calls under way end with CANCELLED."""
+        if self._listing is not None:
+            self._listing.cancel()
+            await asyncio.gather(self._listing, return_exceptions=True)
         await self._channel.close(None)
 
 

@@ -4,7 +4,8 @@
       ▲                                                                                      │
       └──────────(health says something else, or the connection is lost)─────────────────────┘
 
-A Watch stream is open as long as the connection is, so a worker that ends or stops serving is left at once.
+A Watch stream is open as long as the connection is, so a worker that ends or stops serving is left at once. A model that is loaded again
+serves all the while: its card is asked for every second.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway.tokenizers import TokenizerError
-from quadrate.errors import DeadlineExceeded, QuadrateError
+from quadrate.errors import DeadlineExceeded, ModelNotFound, QuadrateError, Unavailable
 from quadrate.pairs import PairLayout
 from quadrate.telemetry import log
+from quadrate.v1 import model_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from gateway.peers import Peer
     from gateway.tokenizers import Tokenizers
@@ -33,10 +35,11 @@ if TYPE_CHECKING:
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
     from quadrate.tokenizer import TextTokenizer
-    from quadrate.v1 import model_pb2
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
+"""How often a serving model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
 _NO_HTTP = "it does not speak quadrate.v1 over gRPC, and upstreams that speak HTTP are not served by this version"
 _NO_TLS = "TLS to upstreams is not served by this version; write grpc:// or http://"
 _NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
@@ -72,8 +75,11 @@ class Replica:
         self.peer = peer
         self.facts: Facts | None = None
         """Set exactly while it serves."""
+        self.former: Facts | None = None
+        """What it said of itself before it loaded the model again; requests that were read by that are on their way."""
         self.reason = "not asked yet"
         """Why it does not serve."""
+        self._is_healthy = False
         self._metrics = metrics
         self._changed = changed
         self._timeout_seconds = upstream.timeout
@@ -112,6 +118,9 @@ class Replica:
             with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
                 metadata = (*stage.headers(), ("x-request-id", call.request_id))
                 return await getattr(self.peer, method)(request, timeout=timeout, metadata=metadata)
+        except ModelNotFound as exc:  # it was unloaded a moment ago; callers know the route's model, and that exists
+            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
+            raise Unavailable(f"The worker has just unloaded the model '{self.route.model}'. Try again.", retry_after_seconds=1.0) from exc
         except QuadrateError as exc:
             self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
             raise
@@ -127,9 +136,9 @@ class Replica:
             return left
         return self._timeout_seconds if left is None else min(left, self._timeout_seconds)
 
-    async def _find(self) -> model_pb2.Model | None:
+    async def _find(self, *, max_age_seconds: float = 0.0) -> model_pb2.Model | None:
         """Return the worker's card of the route's model, by alias or else by served name."""
-        cards = [card for card in await self.peer.models() if card.task == self.task]
+        cards = [card for card in await self.peer.models(max_age_seconds=max_age_seconds) if card.task == self.task]
         for card in (*cards, *(card for card in cards if card.served_name in self.route.names)):
             if card.name == self.route.model or card.served_name in self.route.names:
                 return card
@@ -140,8 +149,9 @@ class Replica:
     async def _watch(self, name: str, tokenizers: Tokenizers) -> bool:
         """Follow the model's health until the worker forgets it or is lost; tell whether it was serving meanwhile."""
         served = False
-        async with contextlib.aclosing(self.peer.health(f"model/{name}")) as statuses:
+        async with self._refreshed(tokenizers), contextlib.aclosing(self.peer.health(f"model/{name}")) as statuses:
             async for status in statuses:
+                self._is_healthy = status == HealthCheckResponse.SERVING
                 if status == HealthCheckResponse.SERVING:
                     served = await self._serve(tokenizers) or served
                 elif status == HealthCheckResponse.SERVICE_UNKNOWN:
@@ -151,6 +161,42 @@ class Replica:
                     await self._find_reason()
         self._away("its connection was closed")
         return served
+
+    @contextlib.asynccontextmanager
+    async def _refreshed(self, tokenizers: Tokenizers) -> AsyncIterator[None]:
+        """Ask for the card of the model now and then, while it serves."""
+        task = asyncio.create_task(self._refresh(tokenizers))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _refresh(self, tokenizers: Tokenizers) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            self.former = None
+            try:
+                if self.facts is not None:
+                    await self._take_changes(self.facts, tokenizers)
+                elif self._is_healthy:  # what it said a while ago could not be used
+                    await self._serve(tokenizers)
+            except grpc.aio.AioRpcError:
+                continue  # the Watch tells if it is lost
+            except TokenizerError as exc:
+                self._away(str(exc))
+            except Exception as exc:  # noqa: BLE001 - as in `follow`
+                self._away(f"what it answers cannot be understood ({type(exc).__name__})")
+
+    async def _take_changes(self, before: Facts, tokenizers: Tokenizers) -> None:
+        card = await self._find(max_age_seconds=REFRESH_SECONDS / 2)
+        if card is None or card.state != model_pb2.MODEL_STATE_READY or _lasting(card) == _lasting(before.card):
+            return
+        after = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
+        if self.facts is before:  # the Watch may have told something newer meanwhile
+            self.facts, self.former = after, before
+            log.info("upstream serves another revision", model=self.route.model, upstream=self.peer.target, revision=card.revision)
+            self._changed(self)
 
     async def _serve(self, tokenizers: Tokenizers) -> bool:
         card = await self._find()
@@ -195,3 +241,12 @@ def _pair(card: model_pb2.Model) -> PairLayout | None:
         return PairLayout.of(card.pair) if card.HasField("pair") else None
     except ValueError as exc:
         raise TokenizerError(f"its card says wrongly how it reads a query and a document together: {exc}") from exc
+
+
+def _lasting(card: model_pb2.Model) -> model_pb2.Model:
+    """Return a card without what changes while the next revision is loaded."""
+    found = model_pb2.Model()
+    found.CopyFrom(card)
+    found.ClearField("state_reason")
+    found.ClearField("load_progress")
+    return found

@@ -75,8 +75,10 @@ class Pool:
     async def send(self, method: str, request: Any, *, read_by: Facts, tokens: int, call: Call) -> Any:
         """Call a replica; if it is lost, try once more on another while the deadline lasts. Raises QuadrateError.
 
-        `read_by` are the facts that the request's ids were made by: a replica that has come meanwhile may read text differently.
+        `read_by` are the facts that the request's ids were made by: a replica that has come meanwhile may read text differently. So may
+        one that loaded another revision meanwhile; it is told whose ids these are, and has the former engine ready for them a while.
         """
+        request.tokenizer_sha256 = read_by.card.tokenizer_sha256
         first = self._pick(read_by)
         if first is None:
             raise self.unavailable()
@@ -98,7 +100,9 @@ class Pool:
         )
 
     def _pick(self, read_by: Facts, besides: Replica | None = None) -> Replica | None:
-        serving = [replica for replica in self._serving if replica is not besides and _reads_alike(replica.facts, read_by)]
+        others = [replica for replica in self._serving if replica is not besides]
+        serving = [replica for replica in others if _reads_alike(replica.facts, read_by)]
+        serving = serving or [replica for replica in others if _reads_alike(replica.former, read_by)]
         if len(serving) <= 1:
             return serving[0] if serving else None
         one, other = random.sample(serving, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from quadrate.tokenizer import TextTokenizer
 
@@ -17,10 +18,10 @@ class TokenizerError(Exception):
 
 
 class Tokenizers:
-    """Tokenizers by the SHA-256 of their text and the model's limit."""
+    """Tokenizers by the SHA-256 of their text and the model's limit, as long as somebody uses them: models may be replaced for months."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], TextTokenizer] = {}
+        self._known: WeakValueDictionary[tuple[str, int], TextTokenizer] = WeakValueDictionary()
         self._fetching: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def of(self, card: model_pb2.Model, peer: Peer) -> TextTokenizer:
@@ -32,10 +33,11 @@ class Tokenizers:
         """
         key = (card.tokenizer_sha256, card.max_tokens)
         async with self._fetching.setdefault(key, asyncio.Lock()):
-            if key not in self._known:
+            found = self._known.get(key)
+            if found is None:
                 source = self._text(card.tokenizer_sha256) or await peer.tokenizer(card.name)
-                self._known[key] = await asyncio.to_thread(_build, source, card)
-        return self._known[key]
+                found = self._known[key] = await asyncio.to_thread(_build, source, card)
+        return found
 
     def _text(self, sha256: str) -> bytes | None:
         return next((tokenizer.source for tokenizer in self._known.values() if tokenizer.sha256 == sha256), None)
