@@ -170,7 +170,7 @@ def embed(
 
 
 @app.command()
-def rerank(
+def rerank(  # noqa: PLR0913 - one flag each
     query: Annotated[str, typer.Argument(help="The question.")],
     documents: Annotated[
         list[str] | None, typer.Argument(metavar="[DOCUMENT...]", help="The texts to order; `-` reads stdin, a text a line.")
@@ -178,6 +178,12 @@ def rerank(
     *,
     model: Annotated[str, typer.Option(help="Alias or served name.")] = "minilm-rerank",
     top_n: Annotated[int | None, typer.Option(help="Only the best so many.", min=1)] = None,
+    truncation: Annotated[
+        Truncation | None, typer.Option(help="What happens to a document that is too long. Default: as the model's card says.")
+    ] = None,
+    max_tokens_per_doc: Annotated[int | None, typer.Option(help="Cut each document to so many tokens.", min=1)] = None,
+    raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print the model's raw scores, without its activation.")] = False,
+    instruction: Annotated[str | None, typer.Option(help="What relevance means, for models that take an instruction.")] = None,
     url: Url = "localhost:8085",
     key: Key = None,
     as_json: AsJson = False,
@@ -185,7 +191,21 @@ def rerank(
     """Order documents by how well they answer."""
     from quadrate.cli import calls  # noqa: PLC0415
 
-    raise typer.Exit(calls.rerank(url, key, query, documents or [], model=model, top_n=top_n, as_json=as_json))
+    raise typer.Exit(
+        calls.rerank(
+            url,
+            key,
+            query,
+            documents or [],
+            model=model,
+            top_n=top_n,
+            truncation=truncation,
+            max_tokens_per_doc=max_tokens_per_doc,
+            raw_scores=raw_scores,
+            instruction=instruction,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

@@ -33,16 +33,40 @@ def embed(
     return 0
 
 
-def rerank(url: str, key: str | None, query: str, documents: Sequence[str], *, model: str, top_n: int | None, as_json: bool) -> int:
-    """Print the documents by relevance, best first: a line each for people, or one JSON object a line."""
+def rerank(  # noqa: PLR0913 - what the command offers
+    url: str,
+    key: str | None,
+    query: str,
+    documents: Sequence[str],
+    *,
+    model: str,
+    top_n: int | None,
+    truncation: Truncation | None,
+    max_tokens_per_doc: int | None,
+    raw_scores: bool,
+    instruction: str | None,
+    as_json: bool,
+) -> int:
+    """Print the documents by relevance, best first: a line each for people, or one JSON object a line. Warnings go to stderr."""
     with Client(url, api_key=key) as client:
-        answer = client.rerank(query, _given(documents), model=model, top_n=top_n)
+        answer = client.rerank(
+            query,
+            _given(documents),
+            model=model,
+            top_n=top_n,
+            truncation=truncation,
+            max_tokens_per_doc=max_tokens_per_doc,
+            raw_scores=raw_scores or None,
+            instruction=instruction,
+        )
     for result in answer.results:
         if as_json:
-            row = {"index": result.index, "relevance_score": result.relevance_score, "document": result.document}
-            print(json.dumps(row, ensure_ascii=False))
+            row = {"index": result.index, "relevance_score": result.relevance_score, "tokens": result.usage.tokens}
+            print(json.dumps({**row, "document": result.document}, ensure_ascii=False))
         else:
             print(f"{result.relevance_score:+.4f}  {result.index:>3}  {result.document}")
+    for warning in answer.warnings:
+        print(warning, file=sys.stderr)
     return 0
 
 

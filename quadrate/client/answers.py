@@ -253,6 +253,7 @@ class Model:
     instruction_template: str
     load_progress: float | None
     memory_mib: int | None
+    activation: str
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> Self:

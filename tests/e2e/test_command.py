@@ -177,6 +177,21 @@ def test_embed_and_rerank_answer_people_and_scripts(mesh: Mesh) -> None:
     assert "Stars are born" in mesh.command("rerank", "--url", mesh.edge, "--top-n", "1", "Where are stars born?", *documents).stdout
 
 
+def test_rerank_takes_what_the_contract_offers(mesh: Mesh) -> None:
+    """A cut is told on stderr, raw scores are shown, and an instruction for a model that takes none is refused."""
+    command = ("rerank", "--url", mesh.edge, "--json", "--model", "minilm-rerank")
+    cut = mesh.command(*command, "--max-tokens-per-doc", "3", "Where?", "Stars are born in cold clouds of gas.")
+    assert json.loads(cut.stdout)["tokens"] == 3 + 2
+    assert "Document 0 was longer" in cut.stderr
+    raw = mesh.command(*command, "--raw-scores", "Where?", "Stars are born.")
+    usual = mesh.command(*command, "Where?", "Stars are born.")
+    score = json.loads(raw.stdout)["relevance_score"]
+    assert json.loads(usual.stdout)["relevance_score"] == pytest.approx((1 + score) / 2, abs=1e-6)
+    refused = mesh.command(*command, "--instruction", "Be kind", "Where?", "Here.")
+    assert refused.returncode == 1
+    assert "takes no instruction" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
