@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from quadrate.runtime.encoders.bert import Bert
 from quadrate.runtime.encoders.encoder import Encoder
+from quadrate.runtime.encoders.modernbert import ModernBert
+from quadrate.runtime.encoders.nomic_bert import NomicBert
 from quadrate.runtime.encoders.qwen3 import Qwen3
 from quadrate.runtime.encoders.roberta import Roberta
 from quadrate.runtime.encoders.t5 import T5
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, type[Encoder]] = {
     "bert": Bert,
+    "modernbert": ModernBert,
     "mt5": T5,
+    "nomic_bert": NomicBert,
     "qwen3": Qwen3,
     "roberta": Roberta,
     "t5": T5,

@@ -24,12 +24,12 @@ class Vocabulary:
     Attributes:
         rows: What is multiplied, `[T, width]`.
         weight: `[vocabulary, width]`.
-        bias: `[vocabulary]`.
+        bias: `[vocabulary]`; None for none.
     """
 
     rows: str
     weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

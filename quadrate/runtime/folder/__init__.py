@@ -6,8 +6,8 @@ activation), `tokenizer.json`, `tokenizer_config.json`, and weights. What cannot
 reason.
 """
 
-from quadrate.runtime.folder.facts import Activation, Dense, Facts, Head, LayerNorm, Pooling
+from quadrate.runtime.folder.facts import Activation, Facts, Head, Pooling
 from quadrate.runtime.folder.reading import read
 from quadrate.runtime.folder.tokens import tokenizer_source
 
-__all__ = ["Activation", "Dense", "Facts", "Head", "LayerNorm", "Pooling", "read", "tokenizer_source"]
+__all__ = ["Activation", "Facts", "Head", "Pooling", "read", "tokenizer_source"]

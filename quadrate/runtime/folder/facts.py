@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from quadrate.pairs import PairLayout
     from quadrate.runtime.encoders import Encoder
+    from quadrate.runtime.graphs.after_pooling import Dense, LayerNorm
 
 Pooling = Literal["mean", "cls", "last", "splade"]
 """How token states become one vector: their mean, the first, the last, or a SPLADE head's weights of words."""
@@ -18,36 +19,6 @@ Head = Literal["pooled", "token_vectors", "bge_m3", "splade", "classification", 
 """What is made of the token states; `quadrate.runtime.graphs.heads` writes each."""
 Activation = Literal["none", "sigmoid"]
 """What makes the relevance of a reranker's raw score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A linear layer after the pooling (sentence-transformers' Dense).
-
-    Attributes:
-        folder: Where it lies; its weights are `<folder>/linear.weight`, `[outputs, inputs]`, and `<folder>/linear.bias`.
-        inputs: The width it takes.
-        outputs: The width it gives.
-        bias: Whether it has a bias.
-        activation: What follows.
-    """
-
-    folder: str
-    inputs: int
-    outputs: int
-    bias: bool
-    activation: Literal["none", "tanh", "gelu", "relu", "silu"]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """A layer norm after the pooling, epsilon 1e-5.
-
-    Attributes:
-        folder: Where its weights `<folder>/norm.weight` and `<folder>/norm.bias` lie; empty for one without weights.
-    """
-
-    folder: str
 
 
 @dataclass(frozen=True, slots=True)

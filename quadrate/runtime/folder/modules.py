@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.folder.facts import Dense, LayerNorm
+from quadrate.runtime.graphs.after_pooling import Dense, LayerNorm
 from quadrate.runtime.jsonfile import JsonFile
 
 if TYPE_CHECKING:

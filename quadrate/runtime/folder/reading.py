@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from quadrate.errors import ConfigError
 from quadrate.runtime.encoders import FAMILIES
 from quadrate.runtime.folder import heads, tokens
-from quadrate.runtime.folder.facts import Facts, LayerNorm
+from quadrate.runtime.folder.facts import Facts
 from quadrate.runtime.folder.modules import Modules
 from quadrate.runtime.folder.prompts import instruction_template, prompts
+from quadrate.runtime.graphs.after_pooling import LayerNorm
 from quadrate.runtime.jsonfile import JsonFile
 
 if TYPE_CHECKING:

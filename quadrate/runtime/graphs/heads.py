@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.folder.facts import LayerNorm
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.builder import Form
 from quadrate.runtime.graphs.writer import prefix_of
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from quadrate.runtime.encoders.encoder import Vocabulary
-    from quadrate.runtime.folder.facts import Dense, Facts
+    from quadrate.runtime.folder.facts import Facts
     from quadrate.runtime.graphs.packed import Only, Packed
     from quadrate.runtime.weights import Weights
 
@@ -46,24 +45,8 @@ def _vector(packed: Packed, facts: Facts, weights: Weights, pooled: str) -> Outp
     """The layers after the pooling, and what they give."""
     width = facts.encoder.width
     for layer in facts.after_pooling:
-        if isinstance(layer, LayerNorm):
-            pooled = _norm(packed, layer, weights, pooled, width)
-        else:
-            pooled, width = _dense(packed, layer, weights, pooled, width), layer.outputs
+        pooled, width = layer.write(packed.to, weights, pooled, width)
     return {"pooled": (pooled, Form("text", width)), "unit": (layers.unit(packed.to, pooled), Form("text", width))}
-
-
-def _dense(packed: Packed, dense: Dense, weights: Weights, pooled: str, width: int) -> str:
-    weight = weights.get(f"{dense.folder}/linear.weight", dense.outputs, width)
-    bias = weights.get(f"{dense.folder}/linear.bias", dense.outputs) if dense.bias else None
-    return layers.activation(packed.to, dense.activation, layers.linear(packed.to, pooled, weight, bias))
-
-
-def _norm(packed: Packed, norm: LayerNorm, weights: Weights, pooled: str, width: int) -> str:
-    if not norm.folder:
-        return layers.layer_norm(packed.to, pooled, np.ones(width, np.float32), None, epsilon=1e-5)
-    scale, bias = (weights.get(f"{norm.folder}/norm.{part}", width) for part in ("weight", "bias"))
-    return layers.layer_norm(packed.to, pooled, scale, bias, epsilon=1e-5)
 
 
 def _token_vectors(packed: Packed, facts: Facts, weights: Weights) -> Outputs:

@@ -49,6 +49,10 @@ class Packed:
         """Return the rows of each text's first or last token: `[T, H]` to `[B, H]`."""
         return self.to.node("Gather", rows, self.input(only))
 
+    def mean(self, rows: str) -> str:
+        """Return the mean of each text's rows: `[T, H]` to `[B, H]`."""
+        return self.to.node("MatMul", self.input("shares"), rows)
+
     def padded(self, rows: str) -> str:
         """Return rows in the padded view: `[T, H]` to `[B, S, H]`."""
         return self.to.node("Gather", rows, self.input("places"))
