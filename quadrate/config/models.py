@@ -14,8 +14,9 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from quadrate.config.yamlfile import Schema
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-"""Names that end so can run code when they are opened. They are never fetched."""
+PICKLES = (".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+"""Names that end so can run code when they are opened. They are never fetched. (`.bin` and `.pt` can, too; `quadrate.runtime.weights` reads
+their tensors without running what they hold.)"""
 
 
 def _inner_path(name: str) -> str:
@@ -24,7 +25,7 @@ def _inner_path(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
         raise ValueError(f"{name!r} must be a plain path inside the model's folder, such as 1_Pooling/config.json")
     if path.suffix in PICKLES:
-        raise ValueError(f"{name!r} may run code when it is opened; use the model's safetensors file")
+        raise ValueError(f"{name!r} may run code when it is opened; name the model's safetensors file, or its pytorch_model.bin")
     return name
 
 

@@ -58,7 +58,7 @@ def test_the_digest_is_the_contents() -> None:
         ({"task": "rerank"}, "scoring must be set for task rerank"),
         ({"files": {"../config.json": "0" * 64}}, "must be a plain path inside the model's folder"),
         ({"files": {"/etc/passwd": "0" * 64}}, "must be a plain path inside the model's folder"),
-        ({"files": {"pytorch_model.bin": "0" * 64}}, "may run code when it is opened; use the model's safetensors file"),
+        ({"files": {"model.pkl": "0" * 64}}, "may run code when it is opened"),
         ({"files": {"config.json": "short"}}, "should match pattern"),
         ({"source": {"type": "hub", "repository": "stars/tiny", "revision": "main"}}, "should match pattern"),
         ({"source": {"type": "folder", "path": "models/tiny"}}, "must be absolute or begin with ~"),
