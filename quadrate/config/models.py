@@ -132,6 +132,8 @@ class ModelCard(Schema):
     """The two words of a causal reranker."""
     architecture: str | None = None
     """The `model_type` that config.json must name: one that names another is refused."""
+    outputs: tuple[Literal["dense", "sparse", "multi_vector"], ...] = ()
+    """What an embedding model must give; a folder that lacks a file for one of them is refused. Empty: whatever its files give."""
     graph: InnerPath | None = None
     """An ONNX graph of the folder's own that is run instead of ours."""
     golden: str = ""
@@ -149,6 +151,8 @@ class ModelCard(Schema):
             raise ValueError(f"instruction must hold {{instruction}}, where the request's own stands: {self.instruction!r}")
         if self.scoring not in ("cross_encoder", "causal") and (self.activation or self.pair or self.answers):
             raise ValueError("activation, pair and answers are for rerankers with scoring cross_encoder or causal; leave them out")
+        if self.task == "rerank" and (self.outputs or self.instruction):
+            raise ValueError("outputs and instruction are for task embed; a reranker's instruction stands in `pair`")
         if any(width < 1 for width in self.matryoshka_dimensions):
             raise ValueError(f"matryoshka_dimensions must be positive, not {list(self.matryoshka_dimensions)}")
         return self

@@ -23,6 +23,7 @@ _SCORING_HEADS: Mapping[str, Head] = {
     "causal": "yes_no",
 }
 _BGE_M3 = ("sparse_linear.pt", "colbert_linear.pt")
+_OUTPUTS: Mapping[Head, tuple[str, ...]] = {"pooled": ("dense",), "bge_m3": ("dense", "sparse", "multi_vector"), "splade": ("sparse",)}
 _ACTIVATIONS: Mapping[str, Activation] = {
     "torch.nn.modules.linear.Identity": "none",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
@@ -43,6 +44,14 @@ def head_of(path: Path, card: ModelCard, modules: Modules) -> Head:
     if len(there) == 1:
         raise ConfigError(f"{path}: has {there[0]} and not the other of {' and '.join(_BGE_M3)}; fetch the model again.")
     return "bge_m3" if there else "pooled"
+
+
+def check_outputs(path: Path, card: ModelCard, head: Head) -> None:
+    """Raise ConfigError if the files do not give what the card promises."""
+    given = _OUTPUTS.get(head, ())
+    for output in card.outputs:
+        if output not in given:
+            raise ConfigError(f"{path}: its files give {', '.join(given)} and not {output}, which the card names; fetch the model again.")
 
 
 def labels_of(path: Path) -> int:

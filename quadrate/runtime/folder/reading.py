@@ -48,6 +48,7 @@ def read(path: Path, card: ModelCard) -> Facts:
     architecture, encoder = _encoder(path, card)
     modules = Modules(path)
     head = heads.head_of(path, card, modules)
+    heads.check_outputs(path, card, head)
     texts, default = prompts(path, card)
     scoring = _scoring(path, card, modules, head)
     return Facts(
