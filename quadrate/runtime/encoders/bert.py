@@ -96,7 +96,7 @@ class Bert(Encoder):
         size = (self.vocabulary_size, self.width)
         tied = prefix_of(weights, _WORDS, PREFIXES) + _WORDS
         weight = head.weight("decoder.weight", *size) if "decoder.weight" in head else weights.get(tied, *size)
-        return Vocabulary(rows, weight, head.weight("bias" if "bias" in head else "decoder.bias", self.vocabulary_size))
+        return Vocabulary(rows, weight, head.weight("decoder.bias" if "decoder.bias" in head else "bias", self.vocabulary_size))
 
 
 class _States:
