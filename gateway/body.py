@@ -39,6 +39,14 @@ FIELDS = frozenset(
         "return_documents",
         "max_tokens_per_doc",
         "instruction",
+        "texts",
+        "inputs",
+        "images",
+        "content",
+        "type",
+        "embedding_types",
+        "output_dimension",
+        "max_tokens",
         "raw_scores",
     ]
 )

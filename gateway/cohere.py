@@ -1,8 +1,8 @@
-"""The rerank door: `POST /v1/rerank` and `/v2/rerank` in one superset of the shapes of Cohere v1 and v2, Jina and LiteLLM.
+"""The Cohere door: `POST /v1/rerank` and `/v2/rerank` in one superset of the shapes of Cohere v1 and v2, Jina and LiteLLM.
 
-What those APIs have and a reranker of ours has no use for is taken and has no effect: `priority`, `max_chunks_per_doc` (documents are
-read as one piece, and the answer says what was cut) and whatever else stands beside `text` in a document. `rank_fields` would change
-what is scored, so anything but `["text"]` is refused.
+`POST /v2/embed` is served here, too; its shape is in `cohere_embed`. What those APIs have and a reranker of ours has no use for is taken
+and has no effect: `priority`, `max_chunks_per_doc` (documents are read as one piece, and the answer says what was cut) and whatever
+else stands beside `text` in a document. `rank_fields` would change what is scored, so anything but `["text"]` is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import orjson
 from google.api.httpbody_pb2 import HttpBody
 
 from gateway import body, told
+from gateway.cohere_embed import form_embed, read_embed
 from gateway.work import RerankWork
 from quadrate.cohere.v1 import cohere_pb2
 from quadrate.errors import EmptyInput, InvalidArgument
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.admission import Admission
+    from gateway.embedding import Embedding
     from gateway.reranking import Reranking
     from quadrate.server import Call
     from quadrate.v1.rerank_pb2 import RerankResponse, RerankResult
@@ -36,9 +38,10 @@ class CohereService:
 
     descriptor = cohere_pb2.DESCRIPTOR.services_by_name["CohereService"]
 
-    def __init__(self, admission: Admission, reranking: Reranking) -> None:
+    def __init__(self, admission: Admission, reranking: Reranking, embedding: Embedding) -> None:
         self._admission = admission
         self._reranking = reranking
+        self._embedding = embedding
 
     async def rerank_v1(self, request: HttpBody, call: Call) -> HttpBody:
         """POST /v1/rerank."""
@@ -47,6 +50,15 @@ class CohereService:
     async def rerank_v2(self, request: HttpBody, call: Call) -> HttpBody:
         """POST /v2/rerank."""
         return await self._rerank(request, call, "2")
+
+    async def embed_v2(self, request: HttpBody, call: Call) -> HttpBody:
+        """POST /v2/embed."""
+        principal = self._admission.admit(call)
+        with call.trace.stage("parse"):
+            asked = read_embed(request.data)
+        answer = await self._embedding.embed(asked.work, principal, call)
+        with call.trace.stage("respond"):
+            return HttpBody(content_type=JSON, data=form_embed(answer, asked, request_id=call.request_id))
 
     async def _rerank(self, request: HttpBody, call: Call, version: str) -> HttpBody:
         principal = self._admission.admit(call)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, truncation_for
 from gateway.routes import EMBED
 from gateway.work import check_contents
-from quadrate.errors import Internal, InvalidArgument, Unimplemented
+from quadrate import forms
+from quadrate.errors import Internal, InvalidArgument
 from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import embed_pb2, options_pb2
+from quadrate.vectors import FLOAT32S, row_bytes
 
 if TYPE_CHECKING:
     from gateway.auth import Principal
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     from gateway.replica import Facts
     from gateway.routes import Pool, Routes
     from gateway.work import EmbedWork
+    from quadrate.forms import Wanted
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
+    from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
 
-_DENSE = {0, options_pb2.DENSE}
-_FLOAT32 = {0, options_pb2.FLOAT32}
+MAX_JSON_BYTES = 60 * 2**20
+"""The edge writes answers of at most 64 MiB (envoy.yaml, max_response_body_size)."""
+_FLOAT_CHARACTERS = 14
+"""What a float32 takes in JSON at most, nearly always: -0.0123456789 and a comma."""
 
 
 class Embedding:
@@ -40,11 +46,13 @@ class Embedding:
         with call.trace.stage("validate"):
             pool = self._validate(work, principal, call)
             facts = pool.facts
+            wanted = _wanted(work, facts.card)
             prompt = prompt_for(facts.card, work.reading)
         with call.trace.stage("tokenise"):
             tokens = await self._tokenize(work, facts, prompt)
         call.log["tokens"] = tokens.total
-        request = self._request(work, facts.card, tokens)
+        _check_json_size(tokens, wanted, facts.card, call)
+        request = _request(facts.card, tokens, wanted)
         answer: embed_pb2.EmbedResponse = await pool.send("embed", request, read_by=facts, tokens=tokens.total, call=call)
         _complete(answer, work, prompt, tokens)
         answer.timings.total_seconds = time.perf_counter() - started
@@ -57,27 +65,83 @@ class Embedding:
         call.log["inputs"] = len(work.contents)
         check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
         check_ids(work.contents, pool.facts, work.name)
-        _check_form(work, pool.facts.card)
         return pool
 
     async def _tokenize(self, work: EmbedWork, facts: Facts, prompt: str) -> Tokens:
         started = time.perf_counter()
         truncation = truncation_for(facts.card, work.reading.truncation)
+        limit = _content_limit(work, facts.tokenizer)
         found = await tokenize(work.contents, prompt, facts.tokenizer, truncation=truncation, name=work.name)
-        tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name)
+        tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, limit=limit)
         check_total(tokens.total, self._max_request_tokens, names=work.names)
         tokens.seconds = time.perf_counter() - started
         return tokens
 
-    def _request(self, work: EmbedWork, card: Model, tokens: Tokens) -> embed_pb2.EmbedRequest:
-        """Return the request to a worker: token ids alone, prompt included, so that nothing is left for it to decide."""
-        inputs = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
-        request = embed_pb2.EmbedRequest(model=card.name, inputs=inputs, prompt="", truncation=options_pb2.NONE)
-        if work.dimensions is not None and work.dimensions != card.dimensions:
-            request.dimensions = work.dimensions
-        if work.normalize is not None and work.normalize != card.normalized:
-            request.normalize = work.normalize
+
+def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
+    """Return the form of the answer; None for whole dense vectors as the card has them. Raises InvalidArgument."""
+    if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.reading.truncation):
+        raise InvalidArgument(f"truncation {work.reading.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
+    if work.is_plain and options_pb2.DENSE in card.outputs:
+        return None
+    offer = forms.Offer(
+        name=card.name,
+        outputs=card.outputs,
+        width=card.dimensions,
+        matryoshka=card.matryoshka_dimensions,
+        normalized=card.normalized,
+    )
+    return forms.choose(
+        offer,
+        outputs=work.outputs,
+        value_type=work.value_type,
+        dimensions=work.dimensions,
+        normalize=work.normalize,
+        dimensions_name=work.dimensions_name,
+    )
+
+
+def _request(card: Model, tokens: Tokens, wanted: Wanted | None) -> embed_pb2.EmbedRequest:
+    """Return the request to a worker: token ids alone, prompt included, so that nothing is left for it to decide."""
+    inputs = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
+    request = embed_pb2.EmbedRequest(model=card.name, inputs=inputs, prompt="", truncation=options_pb2.NONE)
+    if wanted is None:
         return request
+    if not wanted.is_plain:
+        request.outputs.extend(wanted.outputs)  # type: ignore[arg-type] # an enum's numbers
+        request.value_type = wanted.value_type  # type: ignore[assignment] # an enum's number
+    if wanted.dimensions is not None:
+        request.dimensions = wanted.dimensions
+    if wanted.normalize != card.normalized:
+        request.normalize = wanted.normalize
+    return request
+
+
+def _content_limit(work: EmbedWork, tokenizer: TextTokenizer) -> int | None:
+    """Return the most content ids of each input, if the caller set a limit. Raises InvalidArgument for one that leaves no room."""
+    if work.max_tokens is None:
+        return None
+    if work.max_tokens <= tokenizer.special_count:
+        raise InvalidArgument(
+            f"max_tokens is {work.max_tokens}; special tokens are counted, so ask for at least {tokenizer.special_count + 1}.",
+            param="max_tokens",
+        )
+    return work.max_tokens - tokenizer.special_count
+
+
+def _check_json_size(tokens: Tokens, wanted: Wanted | None, card: Model, call: Call) -> None:
+    """Refuse multi-vectors that the edge could not write as JSON. gRPC takes more, up to the worker's own limit."""
+    if wanted is None or options_pb2.MULTI_VECTOR not in wanted.outputs or call.surface != "rest":
+        return
+    is_float32 = wanted.value_type in FLOAT32S
+    size = tokens.total * (card.dimensions * _FLOAT_CHARACTERS if is_float32 else row_bytes(card.dimensions, wanted.value_type) * 4 // 3)
+    if size > MAX_JSON_BYTES:
+        raise InvalidArgument(
+            f"The answer would have about {size} bytes of JSON; at most {MAX_JSON_BYTES} are sent. Send fewer or shorter inputs in one "
+            "request, ask for a smaller value_type, or call over gRPC.",
+            param="inputs",
+            code="answer_too_large",
+        )
 
 
 def _complete(answer: embed_pb2.EmbedResponse, work: EmbedWork, prompt: str, tokens: Tokens) -> None:
@@ -90,30 +154,3 @@ def _complete(answer: embed_pb2.EmbedResponse, work: EmbedWork, prompt: str, tok
         answer.embeddings[position].usage.tokens_cut = cut
     answer.usage.tokens_cut = sum(tokens.cut.values())
     answer.timings.tokenize_seconds = tokens.seconds
-
-
-def _check_form(work: EmbedWork, card: Model) -> None:
-    """Refuse forms of answers that the model or this version cannot give, and what has no meaning."""
-    if not _DENSE.issuperset(work.outputs):
-        raise Unimplemented("This version serves the output DENSE only. Leave outputs empty or ask for DENSE.", param="outputs")
-    if work.value_type not in _FLOAT32:
-        raise Unimplemented(
-            "This version serves the value type FLOAT32 only. Leave value_type out, or ask for FLOAT32.", param="value_type"
-        )
-    if work.dimensions is not None:
-        _check_dimensions(work.dimensions, card)
-    if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.reading.truncation):
-        raise InvalidArgument(f"truncation {work.reading.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
-
-
-def _check_dimensions(asked: int, card: Model) -> None:
-    if asked == card.dimensions or asked in card.matryoshka_dimensions:
-        return
-    if not card.matryoshka_dimensions:
-        raise InvalidArgument(
-            f"dimensions {asked} cannot be served: '{card.name}' was not trained for shorter vectors. "
-            f"Leave dimensions out to get its {card.dimensions} values.",
-            param="dimensions",
-        )
-    allowed = ", ".join(str(width) for width in sorted({*card.matryoshka_dimensions, card.dimensions}))
-    raise InvalidArgument(f"dimensions {asked} is not one that '{card.name}' gives: {allowed}.", param="dimensions")

@@ -143,12 +143,14 @@ def _contents(inputs: Sequence[Input], field: str) -> tuple[list[Content], Name]
 
 
 def _reading(request: embed_pb2.EmbedRequest | model_pb2.TokenizeRequest) -> Reading:
-    if not (request.role or request.truncation or request.HasField("prompt") or request.HasField("prompt_name")):
+    instruction = request.instruction if isinstance(request, embed_pb2.EmbedRequest) and request.HasField("instruction") else None
+    if not (request.role or request.truncation or request.HasField("prompt") or request.HasField("prompt_name") or instruction is not None):
         return _PLAIN
     return Reading(
         role=request.role,
         prompt=request.prompt if request.HasField("prompt") else None,
         prompt_name=request.prompt_name if request.HasField("prompt_name") else None,
+        instruction=instruction,
         truncation=request.truncation,
     )
 

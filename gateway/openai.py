@@ -1,4 +1,4 @@
-"""The OpenAI door: `POST /v1/embeddings` and `GET /v1/models`, byte for byte in that API's shapes."""
+"""The OpenAI door: `POST /v1/embeddings` and `GET /v1/models` in that API's shapes, with fields of our own beside its fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from google.api.httpbody_pb2 import HttpBody
 
-from gateway import body
+from gateway import body, cohere_embed, told
 from gateway.work import EmbedWork, Reading
 from quadrate.errors import EmptyInput, InvalidArgument
 from quadrate.openai.v1 import openai_pb2
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 ENCODINGS = {"float": "float", "base64": "base64"}
-TRUNCATIONS: dict[str, int] = {"none": options_pb2.NONE, "left": options_pb2.LEFT, "right": options_pb2.RIGHT}
-ROLES: dict[str, int] = {
-    "query": options_pb2.QUERY,
-    "search_query": options_pb2.QUERY,
-    "retrieval.query": options_pb2.QUERY,
-    "document": options_pb2.DOCUMENT,
-    "search_document": options_pb2.DOCUMENT,
-    "retrieval.passage": options_pb2.DOCUMENT,
-    "passage": options_pb2.DOCUMENT,
+TRUNCATIONS: dict[str, int] = {"left": options_pb2.LEFT, "right": options_pb2.RIGHT, **cohere_embed.TRUNCATIONS}
+USES: dict[str, tuple[int, str]] = {
+    "query": (options_pb2.QUERY, ""),
+    "document": (options_pb2.DOCUMENT, ""),
+    **cohere_embed.USES,
+    "retrieval.query": (options_pb2.QUERY, ""),
+    "retrieval.passage": (options_pb2.DOCUMENT, ""),
+    "passage": (options_pb2.DOCUMENT, ""),
 }
-"""`input_type`, an extra field here, in the words of Quadrate, Cohere, Jina and NVIDIA."""
+"""`input_type`, an extra field here, in the words of Quadrate, Cohere, Jina and NVIDIA: a role, or a purpose."""
 _PLAIN = frozenset({"model", "input", "encoding_format"})
 """The fields of most requests: where there are no others, none need be looked for."""
 _INPUT = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
@@ -83,20 +82,30 @@ def read_embedding(data: bytes) -> tuple[EmbedWork, str]:
     encoding = body.choice(fields, "encoding_format", ENCODINGS, "float")
     if _PLAIN.issuperset(fields):
         return EmbedWork(model=model, contents=contents, name=name, names="input"), encoding
-    role = body.choice(fields, "input_type", ROLES, 0)
-    prompt_name = body.text(fields, "prompt_name")
     body.text(fields, "user")
-    if prompt_name is not None and role:
-        raise InvalidArgument("prompt_name and input_type both choose a prompt. Keep one.", param="prompt_name")
     work = EmbedWork(
         model=model,
         contents=contents,
         name=name,
         names="input",
-        reading=Reading(role=role, prompt_name=prompt_name, truncation=body.choice(fields, "truncate", TRUNCATIONS, 0)),
+        reading=_reading(fields),
         dimensions=body.integer(fields, "dimensions"),
     )
     return work, encoding
+
+
+def _reading(fields: dict[str, Any]) -> Reading:
+    role, purpose = body.choice(fields, "input_type", USES, (0, ""))
+    prompt_name = body.text(fields, "prompt_name")
+    if prompt_name is not None and (role or purpose):
+        raise InvalidArgument("prompt_name and input_type both choose a prompt. Keep one.", param="prompt_name")
+    return Reading(
+        role=role,
+        prompt_name=prompt_name,
+        instruction=body.text(fields, "instruction"),
+        purpose=purpose,
+        truncation=body.choice(fields, "truncate", TRUNCATIONS, 0),
+    )
 
 
 def read_input(value: Any) -> tuple[list[Content], Name]:
@@ -124,12 +133,25 @@ def read_input(value: Any) -> tuple[list[Content], Name]:
 
 
 def form_embedding(answer: EmbedResponse, encoding: str) -> bytes:
-    """Return the JSON of an answer: numbers as float32 prints them, or base64 of little-endian float32."""
+    """Return the JSON of an answer: numbers as float32 prints them, or base64 of little-endian float32.
+
+    OpenAI's shape, and ours besides: `usage.tokens_cut`, `tokens_cut` of each item that was cut, `provenance` and `timings`.
+    """
     form = _base64 if encoding == "base64" else _floats
     data = [{"object": "embedding", "index": found.index, "embedding": form(found.values)} for found in answer.embeddings]
+    if answer.usage.tokens_cut:
+        for item, found in zip(data, answer.embeddings, strict=True):
+            if found.usage.tokens_cut:
+                item["tokens_cut"] = found.usage.tokens_cut
     tokens = answer.usage.tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    reply = {"object": "list", "data": data, "model": answer.model, "usage": usage}
+    reply = {
+        "object": "list",
+        "data": data,
+        "model": answer.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "tokens_cut": answer.usage.tokens_cut},
+        "provenance": told.provenance(answer.provenance),
+        "timings": told.timings(answer.timings),
+    }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

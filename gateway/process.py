@@ -74,7 +74,7 @@ class Gateway:
             RerankService(admission, reranking),
             ModelService(admission, models),
             OpenAiService(admission, embedding, models),
-            CohereService(admission, reranking),
+            CohereService(admission, reranking, embedding),
         ]
 
     async def __aenter__(self) -> Self:

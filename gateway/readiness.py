@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from quadrate.telemetry import Metrics
 
 SERVICES = {
-    "quadrate.v1.EmbedService": EMBED,
-    "quadrate.openai.v1.OpenAiService": EMBED,
-    "quadrate.v1.RerankService": RERANK,
-    "quadrate.cohere.v1.CohereService": RERANK,
+    "quadrate.v1.EmbedService": (EMBED,),
+    "quadrate.openai.v1.OpenAiService": (EMBED,),
+    "quadrate.v1.RerankService": (RERANK,),
+    "quadrate.cohere.v1.CohereService": (RERANK, EMBED),
 }
-"""The services that serve while a model for their task does. ModelService needs none."""
+"""The services that serve while a model for one of their tasks does. ModelService needs none."""
 
 
 class Readiness:
@@ -62,8 +62,8 @@ class Readiness:
             self._before = status
         for pool in self._pools:
             self._health.set(f"model/{pool.alias}", serving=pool.serving, reason="no upstream serves it")
-        for service, task in SERVICES.items():
-            serving = any(pool.serving for pool in self._pools if pool.task == task)
+        for service, tasks in SERVICES.items():
+            serving = any(pool.serving for pool in self._pools if pool.task in tasks)
             self._health.set(service, serving=serving, reason="no model for it is served")
         self._health.set("", serving=status != "unavailable", reason="no enabled model can be served")
 

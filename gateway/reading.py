@@ -37,7 +37,16 @@ class Tokens:
 
 def prompt_for(card: Model, reading: Reading) -> str:
     """Return what is put before each text. Raises InvalidArgument."""
-    return choose_prompt(card.prompts, card.default_prompt_name, role=reading.role, prompt=reading.prompt, prompt_name=reading.prompt_name)
+    return choose_prompt(
+        card.prompts,
+        card.default_prompt_name,
+        role=reading.role,
+        prompt=reading.prompt,
+        prompt_name=reading.prompt_name,
+        instruction=reading.instruction,
+        template=card.instruction_template,
+        purpose=reading.purpose,
+    )
 
 
 def truncation_for(card: Model, asked: int) -> int:

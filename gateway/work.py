@@ -23,6 +23,9 @@ class Reading:
     role: int = 0
     prompt: str | None = None
     prompt_name: str | None = None
+    instruction: str | None = None
+    purpose: str = ""
+    """What the vectors are for; a model's prompt of this name is used if it has one."""
     truncation: int = 0
 
 
@@ -35,6 +38,8 @@ class EmbedWork:
         contents: What to embed, in order.
         name: What the caller calls each input.
         names: What the caller calls all inputs together.
+        max_tokens: The most tokens to read of each, special tokens included; None: as the model does.
+        dimensions_name: What the caller calls `dimensions`.
     """
 
     model: str
@@ -42,10 +47,17 @@ class EmbedWork:
     name: Name
     names: str
     reading: Reading = Reading()
+    max_tokens: int | None = None
     dimensions: int | None = None
+    dimensions_name: str = "dimensions"
     outputs: tuple[int, ...] = ()
     value_type: int = 0
     normalize: bool | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is said of the answer's form, as nearly always."""
+        return not self.outputs and not self.value_type and self.dimensions is None and self.normalize is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from quadrate.server.relay import RelayService
 from quadrate.telemetry import Telemetry
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
+from quadrate.vectors import FLOAT32S, convert
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -59,6 +60,27 @@ def fake_vector(ids: Sequence[int], width: int = WIDTH) -> npt.NDArray[np.float3
     seed = hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).digest()
     values = np.random.default_rng(np.frombuffer(seed, dtype=np.uint32)).standard_normal(width).astype(np.float32)
     return (values / np.linalg.norm(values)).astype(np.float32)
+
+
+def fake_embedding(request: embed_pb2.EmbedRequest, ids: Sequence[int], width: int) -> embed_pb2.Embedding:
+    """Return the forms that a request asks for of content ids: a multi-vector has a row for each id, a sparse vector a weight of 1."""
+    found = embed_pb2.Embedding()
+    outputs = request.outputs or [options_pb2.DENSE]
+    is_float32 = request.value_type in FLOAT32S
+    if options_pb2.DENSE in outputs:
+        vector = convert(fake_vector(ids, request.dimensions or width), request.value_type)
+        found.MergeFrom(embed_pb2.Embedding(values=vector.tolist()) if is_float32 else embed_pb2.Embedding(packed_values=vector.tobytes()))
+    if options_pb2.SPARSE in outputs:
+        unique = sorted(set(ids))
+        found.sparse.CopyFrom(embed_pb2.SparseVector(token_ids=unique, weights=[1.0] * len(unique)))
+    if options_pb2.MULTI_VECTOR in outputs:
+        rows = convert(np.stack([fake_vector([token], width) for token in ids]), request.value_type)
+        found.multi_vector.CopyFrom(embed_pb2.MultiVector(rows=rows.shape[0], width=rows.shape[1]))
+        if is_float32:
+            found.multi_vector.values.extend(rows.ravel().tolist())
+        else:
+            found.multi_vector.packed_values = rows.tobytes()
+    return found
 
 
 class FakeWorker:
@@ -148,9 +170,8 @@ class _Embed:
         await self._worker.note(request, call)
         answer = embed_pb2.EmbedResponse(model=request.model, provenance=_provenance(card))
         for place, item in enumerate(request.inputs):
-            vector = fake_vector(item.token_ids.ids, request.dimensions or card.dimensions)
             usage = options_pb2.Usage(tokens=len(item.token_ids.ids) + 2, tokens_cut=0)
-            answer.embeddings.add(index=place, values=vector.tolist(), usage=usage)
+            answer.embeddings.add(index=place, usage=usage).MergeFrom(fake_embedding(request, item.token_ids.ids, card.dimensions))
         answer.usage.tokens = sum(found.usage.tokens for found in answer.embeddings)
         answer.timings.inference_seconds = 0.0
         return answer

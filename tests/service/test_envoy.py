@@ -90,6 +90,10 @@ class Cohere:
         """POST /v2/rerank."""
         return await self._gateway.answer(call)
 
+    async def embed_v2(self, _: HttpBody, call: Call) -> HttpBody:
+        """POST /v2/embed."""
+        return await self._gateway.answer(call)
+
 
 @contextlib.asynccontextmanager
 async def envoy(settings: EdgeSettings, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
@@ -169,7 +173,8 @@ async def test_every_error_of_ours_reaches_rest_whole(error: type[QuadrateError]
     """Status, body, `retry-after` and request id of each error, in OpenAI's shape and in Cohere's. It pins the status shim."""
     gateway.failure = error("This is why: ünï.", param="input[2]", retry_after_seconds=1.5)
     told = {"message": "This is why: ünï.", "type": error.type, "param": "input[2]", "code": gateway.failure.code}
-    for path, body in (("/v1/embeddings", {"error": told}), ("/v2/rerank", {"error": told, "message": told["message"]})):
+    coheres = {"error": told, "message": told["message"]}
+    for path, body in (("/v1/embeddings", {"error": told}), ("/v2/rerank", coheres), ("/v2/embed", coheres)):
         answer = await client.post(path, content=b"{}")
         assert answer.status_code == error.http_status
         assert answer.json() == body
@@ -229,7 +234,7 @@ async def test_no_trace_of_grpc_or_envoy_is_left_in_an_answer(client: httpx.Asyn
     assert answer.headers["server"] == "quadrate"
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/v2/embed"])
 @pytest.mark.parametrize(
     "headers", [{}, {"grpc-timeout": "300m"}, {"grpc-timeout": "1H"}], ids=["the edge's limit", "the caller's", "capped"]
 )
@@ -240,7 +245,7 @@ async def test_who_hangs_is_given_up(path: str, headers: dict[str, str], client:
     assert answer.status_code == 504
     body = answer.json()
     assert (body["error"]["type"], body["error"]["code"]) == ("timeout_error", "deadline_exceeded")
-    assert ("message" in body) == (path == "/v2/rerank")
+    assert ("message" in body) == (path != "/v1/embeddings")
     assert (gateway.calls[0].deadline is not None) == bool(headers)
 
 
@@ -268,7 +273,8 @@ async def test_without_a_gateway_all_is_told_in_its_own_shape(tmp_path: Path) ->
         assert plain.headers["retry-after"] == "1"
         error = plain.json()["error"]
         assert (error["type"], error["param"], error["code"]) == ("server_error", None, "unavailable")
-        assert (await client.post("/v1/rerank", content=b"{}")).json() == {"error": error, "message": error["message"]}
+        for path in ("/v1/rerank", "/v2/embed"):
+            assert (await client.post(path, content=b"{}")).json() == {"error": error, "message": error["message"]}
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["status"], ready.json()["upstreams"][0]["name"]) == (503, "unavailable", "gateway")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

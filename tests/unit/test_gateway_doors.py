@@ -134,7 +134,7 @@ def test_base64_is_little_endian_float32() -> None:
         values.tolist(),
         (2 * values).tolist(),
     ]
-    assert found["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
+    assert found["usage"] == {"prompt_tokens": 9, "total_tokens": 9, "tokens_cut": 0}
 
 
 def test_documents_are_strings_or_objects() -> None:

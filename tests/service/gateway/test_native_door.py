@@ -14,7 +14,7 @@ import pytest
 from quadrate.config.auth import digest
 from quadrate.errors import Overloaded
 from quadrate.testing.tokenizers import letter_tokenizer
-from quadrate.testing.worker import MAX_TOKENS, WIDTH, FakeWorker, fake_card, fake_vector
+from quadrate.testing.worker import MAX_TOKENS, WIDTH, FakeWorker, fake_card, fake_embedding, fake_vector
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 from tests.service.gateway.conftest import KEY, refused, routing
 
@@ -87,14 +87,92 @@ async def test_a_cards_own_truncation_holds_unless_the_request_says_otherwise(op
     [
         ({"outputs": [options_pb2.SPARSE]}, "outputs"),
         ({"outputs": [options_pb2.DENSE, options_pb2.MULTI_VECTOR]}, "outputs"),
-        ({"value_type": options_pb2.INT8}, "value_type"),
-        ({"value_type": options_pb2.UBINARY}, "value_type"),
+        ({"outputs": [77]}, "outputs"),
+        ({"value_type": options_pb2.INT8, "normalize": False}, "value_type"),
+        ({"value_type": 77}, "value_type"),
+        ({"instruction": "find cats"}, "instruction"),
     ],
 )
-async def test_forms_of_later_versions_are_refused_not_ignored(door: Door, fields: dict[str, Any], param: str) -> None:
-    """UNIMPLEMENTED and a sentence."""
+async def test_what_a_model_does_not_give_is_refused_not_ignored(
+    door: Door, worker: FakeWorker, fields: dict[str, Any], param: str
+) -> None:
+    """400 and a sentence, before anything is sent to a worker."""
     failure = await refused(door.embed.Embed(request("cat", **fields)))
-    assert (failure.status, failure.param) == ("UNIMPLEMENTED", param)
+    assert (failure.status, failure.param) == ("INVALID_ARGUMENT", param)
+    assert worker.received == []
+
+
+THREE = [options_pb2.DENSE, options_pb2.SPARSE, options_pb2.MULTI_VECTOR]
+
+
+@pytest.mark.parametrize("value_type", [number for number in options_pb2.ValueType.values() if number])
+async def test_every_form_comes_through(open_door: Callable[..., Any], value_type: int) -> None:
+    """Dense, sparse and multi-vector in one answer, in each value type, bit for bit as the worker gave them."""
+    async with FakeWorker(fake_card("fake", outputs=THREE), fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker:
+        async with open_door(routing(worker)) as door:
+            await door.until_serving()
+            answer = await door.embed.Embed(request("hello cat cat", outputs=THREE, value_type=value_type))
+        assert len(worker.received) == 1
+    ids = list(worker.received[0].inputs[0].token_ids.ids)
+    wanted = fake_embedding(embed_pb2.EmbedRequest(outputs=THREE, value_type=value_type), ids, WIDTH)
+    (found,) = answer.embeddings
+    assert (found.values, found.packed_values, found.sparse, found.multi_vector) == (
+        wanted.values,
+        wanted.packed_values,
+        wanted.sparse,
+        wanted.multi_vector,
+    )
+    assert found.multi_vector.rows == 3
+
+
+async def test_a_model_without_dense_vectors_says_what_it_gives(open_door: Callable[..., Any]) -> None:
+    """Asking for nothing in particular means DENSE, on every door."""
+    card = fake_card("fake", outputs=[options_pb2.SPARSE])
+    del card.outputs[0]
+    async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        failures = [
+            await refused(door.embed.Embed(request("cat"))),
+            await refused(door.post(door.openai.CreateEmbedding, {"model": "fake", "input": "cat"})),
+            await refused(door.post(door.cohere.EmbedV2, {"model": "fake", "texts": ["cat"], "input_type": "search_query"})),
+        ]
+        assert {(failure.status, failure.param) for failure in failures} == {("INVALID_ARGUMENT", "outputs")}
+        assert all("outputs SPARSE" in failure.message for failure in failures)
+        answer = await door.embed.Embed(request("cat", outputs=[options_pb2.SPARSE]))
+        assert len(answer.embeddings[0].sparse.token_ids) == 1
+        assert not answer.embeddings[0].values
+
+
+async def test_an_instruction_goes_before_queries(open_door: Callable[..., Any]) -> None:
+    """Into the model's own template; documents have none, and it excludes the other ways to choose a prompt."""
+    card = fake_card("fake", instruction_template="query: {instruction} ", prompts={"query": "query: ", "document": "passage: "})
+    async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        answer = await door.embed.Embed(request("cat", instruction="{instruction} dog", role=options_pb2.QUERY))
+        assert answer.provenance.prompt == "query: {instruction} dog "
+        body = {"model": "fake", "input": "cat", "instruction": "dog"}
+        assert (await door.post(door.openai.CreateEmbedding, body))["provenance"]["prompt"] == "query: dog "
+        for fields in ({"role": options_pb2.DOCUMENT}, {"prompt": "x"}, {"prompt_name": "query"}):
+            assert (await refused(door.embed.Embed(request("cat", instruction="dog", **fields)))).param == "instruction"
+        for wrong in ("", "a\0"):
+            assert (await refused(door.embed.Embed(request("cat", instruction=wrong)))).param == "instruction"
+        failure = await refused(door.post(door.openai.CreateEmbedding, {**body, "input_type": "document"}))
+        assert failure.param == "instruction"
+
+
+async def test_multi_vectors_that_json_cannot_carry_are_refused_on_rest_alone(open_door: Callable[..., Any]) -> None:
+    """The edge writes at most 64 MiB; gRPC takes them, and so does a smaller value type."""
+    card = fake_card("fake", outputs=[options_pb2.MULTI_VECTOR], max_tokens=8192)
+    card.dimensions = 4096
+    async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        big = request("cat " * 1500, outputs=[options_pb2.MULTI_VECTOR])
+        over_rest = (("x-envoy-original-path", "/quadrate/v1/embed"),)
+        failure = await refused(door.embed.Embed(big, metadata=over_rest))
+        assert (failure.reason, failure.param) == ("ANSWER_TOO_LARGE", "inputs")
+        assert worker.received == []
+        big.value_type = options_pb2.BINARY
+        assert (await door.embed.Embed(big, metadata=over_rest)).embeddings[0].multi_vector.rows == 1500
 
 
 @pytest.mark.parametrize(

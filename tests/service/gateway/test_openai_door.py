@@ -21,15 +21,25 @@ if TYPE_CHECKING:
 
 
 async def test_one_text_gets_openais_shape(door: Door, worker: FakeWorker) -> None:
-    """One text gets one embedding in exactly OpenAI's shape, under the model's name as sent, with the true count of tokens."""
+    """One text gets one embedding in OpenAI's shape, under the model's name as sent, with the true count of tokens and what made it."""
     answer = await door.post(door.openai.CreateEmbedding, {"model": "fake/fake", "input": "hello world", "user": "u"})
     ids = list(worker.received[0].inputs[0].token_ids.ids)
     assert answer == {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": answer["data"][0]["embedding"]}],
         "model": "fake/fake",
-        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+        "usage": {"prompt_tokens": 4, "total_tokens": 4, "tokens_cut": 0},
+        "provenance": {
+            "revision": "sha256:000000000000",
+            "prompt": "",
+            "precision": "EXACT",
+            "provider": "FakeExecutionProvider",
+            "pooling": "mean",
+            "normalized": True,
+        },
+        "timings": answer["timings"],
     }
+    assert set(answer["timings"]) == {"tokenize_seconds", "queue_seconds", "inference_seconds", "total_seconds"}
     assert np.array_equal(np.float32(answer["data"][0]["embedding"]), fake_vector(ids))
 
 
@@ -73,6 +83,15 @@ async def test_truncation_cuts_the_side_that_was_asked(door: Door, worker: FakeW
         answer = await door.post(door.openai.CreateEmbedding, {"model": "fake", "input": text, "truncate": side})
         assert list(worker.received[-1].inputs[0].token_ids.ids) == kept
         assert answer["usage"]["prompt_tokens"] == 32
+
+
+async def test_what_was_cut_is_told_by_item(door: Door) -> None:
+    """Items that were cut say by how much, under Cohere's words for the sides, too; the others say nothing."""
+    texts = ["cat " * 35, "cat", "cat " * 31]
+    for side in ("right", "END", "start"):
+        answer = await door.post(door.openai.CreateEmbedding, {"model": "fake", "input": texts, "truncate": side})
+        assert [item.get("tokens_cut") for item in answer["data"]] == [5, None, 1]
+        assert answer["usage"]["tokens_cut"] == 6
 
 
 async def test_prompts_follow_the_role(open_door: Any) -> None:
