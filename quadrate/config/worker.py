@@ -62,9 +62,9 @@ class WorkerSettings(BaseSettings):
     gpu_memory_mib: int = pydantic.Field(default=0, ge=0)
     """The most GPU memory that each model's runs and weights may take, in MiB. 0: no limit."""
     precision: Precision = "exact"
-    """The class of arithmetic. `exact`: float32. `fast`: each vector's cosine to `exact` is at least 0.999; bfloat16 through OpenVINO on a CPU
-    (extra `openvino`), float16 on a GPU. `small`: at least 0.99; 8-bit products on a CPU. What a machine cannot give is refused at the
-    start."""
+    """The class of arithmetic. `exact`: float32. `fast`: each vector's cosine to `exact` is at least 0.999; bfloat16 through OpenVINO on a
+    CPU (extra `openvino`), float16 on a GPU. `small`: at least 0.99; 8-bit products on a CPU. What a machine cannot give is refused at
+    the start."""
     mixed_precision: bool = False
     """Another way to ask for `fast`, as earlier deployments did. One that contradicts the precision is refused."""
     quantization: Literal["none", "int8"] = "none"

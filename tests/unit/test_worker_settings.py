@@ -39,9 +39,6 @@ def test_each_kind_reads_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EMBED_DEVICE", "tpu", "EMBED_DEVICE"),
         ("EMBED_QUEUE_TIMEOUT_MS", "-1", "EMBED_QUEUE_TIMEOUT_MS"),
         ("EMBED_MODEL_MAPPING", "[", "EMBED_MODEL_MAPPING: it must be a JSON object"),
-        ("EMBED_PRECISION", "small", "precision exact alone"),
-        ("EMBED_MIXED_PRECISION", "true", "precision exact alone"),
-        ("EMBED_QUANTIZATION", "int8", "precision exact alone"),
         ("EMBED_SESSION", "fast", "EMBED_SESSION"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +29,10 @@ INLINE_BYTES = 16_384
 """Smaller constants go into the proto: the optimizer looks at them, and they are not worth a handle each."""
 
 _ROWS = {"text": "b", "token": "t"}
+
+Arithmetic = Literal["float32", "float16", "int8"]
+"""How matrix products with weights are written; see `quadrate.runtime.graphs.layers.linear`."""
+_CONTRIB = helper.make_opsetid("com.microsoft", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +63,27 @@ class Graph:
 
     proto: bytes
     folder: Path
-    computed: Mapping[str, NDArray[np.float32]]
+    computed: Mapping[str, NDArray[Any]]
     inputs: tuple[str, ...]
     outputs: Mapping[str, Form]
     weight_bytes: int
 
 
 class Builder:
-    """Collects nodes and constants; a node's value goes by the name that is returned."""
+    """Collects nodes and constants; a node's value goes by the name that is returned.
 
-    def __init__(self, weights: Weights) -> None:
+    Args:
+        weights: Where large constants may lie already.
+        arithmetic: How matrix products are to be written.
+    """
+
+    def __init__(self, weights: Weights, arithmetic: Arithmetic = "float32") -> None:
+        self.arithmetic = arithmetic
         self._weights = weights
+        self._written: dict[Hashable, Any] = {}
         self._nodes: list[Any] = []
         self._constants: list[TensorProto] = []
-        self._computed: dict[str, NDArray[np.float32]] = {}
+        self._computed: dict[str, NDArray[Any]] = {}
         self._inputs: list[Any] = []
         self._weight_bytes = 0
 
@@ -101,12 +112,23 @@ class Builder:
             return name
         place = self._weights.place(array)
         if place is None:
-            self._computed[name] = np.ascontiguousarray(array, np.float32)
+            self._computed[name] = np.ascontiguousarray(array)
             location = {"location": "computed"}
         else:
             location = {"location": place.file, "offset": str(place.offset), "length": str(array.nbytes)}
-        self._constants.append(_external(name, array.shape, location))
+        self._constants.append(_external(name, array, location))
         return name
+
+    def once(self, key: Hashable, write: Callable[[], Any]) -> Any:
+        """Return what `write` wrote for this key; it writes once, however many ask."""
+        if key not in self._written:
+            self._written[key] = write()
+        return self._written[key]
+
+    @staticmethod
+    def number_type(dtype: type[np.generic]) -> int:
+        """Return ONNX's number for a type, as `Cast` wants it."""
+        return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def ints(self, *values: int) -> str:
         """Add a list of integers, for shapes and axes."""
@@ -118,7 +140,8 @@ class Builder:
             self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         results = [_value(name, np.float32, [_ROWS[form.per], form.width]) for name, (_, form) in outputs.items()]
         graph = helper.make_graph(self._nodes, "quadrate", self._inputs, results, self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="quadrate")
+        opsets = [helper.make_opsetid("", OPSET), *([_CONTRIB] if any(node.domain for node in self._nodes) else [])]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="quadrate")
         inputs = tuple(value.name for value in self._inputs)
         forms = {name: form for name, (_, form) in outputs.items()}
         return Graph(model.SerializeToString(), self._weights.folder, self._computed, inputs, forms, self._weight_bytes)
@@ -128,8 +151,9 @@ def _value(name: str, dtype: type[np.generic], shape: Sequence[int | str]) -> An
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
-def _external(name: str, shape: Sequence[int], location: Mapping[str, str]) -> TensorProto:
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+def _external(name: str, array: NDArray[Any], location: Mapping[str, str]) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
     for key, value in location.items():
         tensor.external_data.add(key=key, value=value)
     return tensor

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from quadrate.runtime.graphs import float16, int8
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,13 +26,39 @@ ACTIVATIONS: dict[str, Activation] = {
 _OPERATORS = {"relu": "Relu", "tanh": "Tanh"}
 
 
-def linear(to: Builder, rows: str, weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None, *, scale: float = 1.0) -> str:
-    """Return `scale * rows @ weight.T + bias`; `weight` as it lies in the file, `[outputs, inputs]`."""
+def linear(
+    to: Builder,
+    rows: str,
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32] | None = None,
+    *,
+    scale: float = 1.0,
+    headroom_bits: int = 0,
+) -> str:
+    """Return `scale * rows @ weight.T + bias` in the graph's arithmetic.
+
+    Args:
+        to: Where nodes are added.
+        rows: float32 `[n, inputs]`.
+        weight: As it lies in the file, `[outputs, inputs]`.
+        bias: `[outputs]`.
+        scale: What the product is multiplied by.
+        headroom_bits: For float16: how many more powers of two than it holds rows and product may have.
+    """
+    if to.arithmetic == "int8" and len(weight) >= int8.LEAST_OUTPUTS:
+        return int8.linear(to, rows, weight if scale == 1 else weight * np.float32(scale), bias)
+    if to.arithmetic == "float16":
+        return float16.linear(to, rows, weight if scale == 1 else weight * np.float32(scale), bias, headroom_bits=headroom_bits)
     # Gemm takes the weight as it lies in the file; MatMul would want a transposed copy and is not faster.
     inputs = [rows, to.constant(weight)]
     if bias is not None:
         inputs.append(to.constant(bias))
     return to.node("Gemm", *inputs, transB=1, alpha=scale)
+
+
+def product(to: Builder, left: str, right: str) -> str:
+    """Return the matrix product of two float32 values in the graph's arithmetic; 8 bits are for weights alone."""
+    return float16.product(to, left, right) if to.arithmetic == "float16" else to.node("MatMul", left, right)
 
 
 def activation(to: Builder, kind: Activation, rows: str) -> str:

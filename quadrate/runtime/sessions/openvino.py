@@ -1,0 +1,125 @@
+"""OpenVINO on the CPU, in bfloat16: the same graph, whose products and everything between them have 8 bits of mantissa, sums 24."""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import openvino
+
+from quadrate.errors import ConfigError
+from quadrate.runtime.packing import pack
+from quadrate.runtime.sessions.session import rows
+from quadrate.runtime.sessions.way import OPENVINO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from quadrate.runtime.graphs import Graph
+    from quadrate.runtime.packing import Reading
+
+KERNELS = 64
+"""Kernels are made for each shape and kept: as many as this. With OpenVINO's own 5,000, free lengths fill a gigabyte in ten minutes."""
+TWO_MODELS_BYTES = 2**28
+"""The most weights that are packed twice, as for a lone request over all cores."""
+
+
+class OpenVinoSession:
+    """A graph on OpenVINO.
+
+    Args:
+        graph: What runs, written in float32.
+        threads: Cores of the model: so many runs at once, each on one. A lone run has all of them, unless the model is large.
+
+    Raises ConfigError if OpenVINO cannot run the graph.
+    """
+
+    provider = OPENVINO
+
+    def __init__(self, graph: Graph, *, threads: int) -> None:
+        self._inputs = graph.inputs
+        self._forms = graph.outputs
+        self._weights = weights_of(graph)
+        try:
+            core = openvino.Core()
+            model = _read(core, graph.proto, self._weights)
+            self._narrow = _Requests(_compile(core, model, streams=threads, threads=threads), threads)
+            two = threads > 1 and graph.weight_bytes <= TWO_MODELS_BYTES
+            self._wide = _Requests(_compile(core, model, streams=1, threads=threads), 1) if two else self._narrow
+        except RuntimeError as error:
+            raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
+
+    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+        """See Session."""
+        feeds, layout = pack(readings, self._inputs)
+        results = (self._wide if wide else self._narrow).run(feeds, outputs)
+        return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """See Session."""
+        del self._narrow, self._wide, self._weights
+
+
+class _Requests:
+    """The requests of a compiled model, one for each run that may go on at once; each keeps what its runs need."""
+
+    def __init__(self, model: Any, count: int) -> None:
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(model.create_infer_request())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
+        request = self._free.get()
+        try:
+            request.infer(dict(feeds), share_inputs=True)
+            return [np.array(request.get_tensor(name).data) for name in outputs]
+        finally:
+            self._free.put(request)
+
+
+def weights_of(graph: Graph) -> dict[str, NDArray[Any]]:
+    """Return the large weights of a graph by name; those in a file are mapped, and share its pages with all who read it."""
+    return {tensor.name: _array(graph, tensor) for tensor in onnx.load_from_string(graph.proto).graph.initializer if tensor.external_data}
+
+
+def _array(graph: Graph, tensor: onnx.TensorProto) -> NDArray[Any]:
+    if tensor.name in graph.computed:
+        return graph.computed[tensor.name]
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    # Mode c: OpenVINO takes only arrays that could be written to; nothing writes, and pages stay those of the file.
+    return np.memmap(graph.folder / place["location"], dtype, "c", int(place["offset"]), tuple(tensor.dims))
+
+
+def _read(core: Any, proto: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
+    """Read the graph with its large weights as inputs, then put the arrays in their place: its own reader would copy them."""
+    graph = onnx.load_from_string(proto)
+    small = [tensor for tensor in graph.graph.initializer if tensor.name not in weights]
+    large = [tensor for tensor in graph.graph.initializer if tensor.name in weights]
+    graph.graph.input.extend(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in large)
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(small)
+    model = core.read_model(graph.SerializeToString())
+    for parameter in model.get_parameters():
+        name = parameter.get_friendly_name()
+        if name in weights:
+            constant = openvino.op.Constant(weights[name], shared_memory=True)
+            parameter.output(0).replace(constant.output(0))
+            model.remove_parameter(parameter)
+    return model
+
+
+def _compile(core: Any, model: Any, *, streams: int, threads: int) -> Any:
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "NUM_STREAMS": str(streams),
+        "INFERENCE_NUM_THREADS": str(threads),
+        # Pinned threads of two workers would sit on the same cores.
+        "ENABLE_CPU_PINNING": False,
+        "CPU_RUNTIME_CACHE_CAPACITY": str(KERNELS),
+    }
+    return core.compile_model(model, "CPU", options)
