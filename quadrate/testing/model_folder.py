@@ -40,7 +40,6 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 
 def tiny_weights(config: Mapping[str, Any], *, prefix: str = "", seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Return random weights of BERT's names and shapes, large enough that attention is far from uniform."""
-    random = np.random.default_rng(seed)
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (config["vocab_size"], width),
@@ -56,7 +55,13 @@ def tiny_weights(config: Mapping[str, Any], *, prefix: str = "", seed: int = 0) 
         shapes |= _dense(f"{name}.intermediate.dense", inner, width)
         shapes |= _dense(f"{name}.output.dense", width, inner)
         shapes |= _norm(f"{name}.output.LayerNorm", width)
-    return {prefix + name: random.standard_normal(shape).astype(np.float32) * np.float32(0.5) for name, shape in shapes.items()}
+    return tiny_tensors({prefix + name: shape for name, shape in shapes.items()}, seed=seed)
+
+
+def tiny_tensors(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Return random tensors of these names and shapes, such as a head beside `tiny_weights`."""
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape).astype(np.float32) * np.float32(0.5) for name, shape in shapes.items()}
 
 
 def write_tiny_model(
@@ -93,6 +98,22 @@ def write_tiny_model(
     (path / "tokenizer.json").write_bytes(letter_tokenizer())
     save_file(dict(weights if weights is not None else tiny_weights(config)), path / "model.safetensors")
     return path
+
+
+def write_tiny_cross_encoder(path: Path, *, activation: str | None = None, **options: Any) -> Path:
+    """Write the folder of a classifier with one label and return it; `activation` goes into its config.json, `options` to write_tiny_model."""
+    config = tiny_config()
+    width = config["hidden_size"]
+    random = np.random.default_rng(1)
+    head = {**_dense("bert.pooler.dense", width, width), **_dense("classifier", 1, width)}
+    weights = {
+        **tiny_weights(config, prefix="bert."),
+        **{name: random.standard_normal(shape).astype(np.float32) * np.float32(0.5) for name, shape in head.items()},
+    }
+    changes: dict[str, Any] = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    if activation is not None:
+        changes["sentence_transformers"] = {"activation_fn": activation}
+    return write_tiny_model(path, weights=weights, **changes, **options)
 
 
 def _dense(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
