@@ -151,6 +151,8 @@ class ModelCard(Schema):
             raise ValueError(f"instruction must hold {{instruction}}, where the request's own stands: {self.instruction!r}")
         if self.scoring not in ("cross_encoder", "causal") and (self.activation or self.pair or self.answers):
             raise ValueError("activation, pair and answers are for rerankers with scoring cross_encoder or causal; leave them out")
+        if self.scoring == "causal" and self.pair is None:
+            raise ValueError("scoring causal needs `pair`: the text around query and document")
         if self.task == "rerank" and (self.outputs or self.instruction):
             raise ValueError("outputs and instruction are for task embed; a reranker's instruction stands in `pair`")
         if any(width < 1 for width in self.matryoshka_dimensions):

@@ -34,6 +34,32 @@ def test_the_shipped_catalogue_holds_the_quick_start() -> None:
     assert {minilm.license, reranker.license} == {"Apache-2.0"}
 
 
+def test_the_shipped_catalogue_says_what_each_models_own_card_demands() -> None:
+    """Every model of the catalogue is described by alias, with its licence; what is known by the hub alone is left empty."""
+    models = yamlfile.load(shipped("configs") / "models.yaml", ModelsFile).models
+    known = {alias: (card.architecture, card.pooling or card.scoring, card.activation or card.normalize) for alias, card in models.items()}
+    assert known == {
+        "minilm": (None, None, None),
+        "minilm-rerank": (None, "late_interaction", None),
+        "bge-m3": ("xlm-roberta", "cls", True),
+        "multilingual-e5-large": ("xlm-roberta", "mean", True),
+        "frida": ("t5", "cls", True),
+        "qwen3-embedding-0.6b": ("qwen3", "last", True),
+        "gte-modernbert-base": ("modernbert", "cls", True),
+        "nomic-embed-text-v1.5": ("nomic_bert", "mean", True),
+        "bge-small-en-v1.5": ("bert", "cls", True),
+        "bge-base-en-v1.5": ("bert", "cls", True),
+        "bge-large-en-v1.5": ("bert", "cls", True),
+        "splade": ("bert", "splade", None),
+        "rerank-base": ("bert", "cross_encoder", "none"),
+        "bge-reranker-v2-m3": ("xlm-roberta", "cross_encoder", "sigmoid"),
+        "gte-reranker-modernbert-base": ("modernbert", "cross_encoder", "sigmoid"),
+        "qwen3-reranker-0.6b": ("qwen3", "causal", "sigmoid"),
+    }
+    assert all(card.license and card.description for card in models.values())
+    assert {card.revision for card in models.values() if card.source.type == "hub"} == {None}
+
+
 def test_a_hub_models_revision_is_its_commit() -> None:
     """The commit is what answers name, whatever files the card lists."""
     card = CARD | {"source": {"type": "hub", "repository": "stars/tiny", "revision": COMMIT}}
@@ -65,6 +91,13 @@ def test_the_digest_is_the_contents() -> None:
         ({"source": {"type": "attic"}}, "'wheel', 'hub', 'folder'"),
         ({"default_prompt_name": "query"}, "default_prompt_name 'query' is not among the prompts: []"),
         ({"matryoshka_dimensions": [128, 0]}, "matryoshka_dimensions must be positive, not [128, 0]"),
+        ({"task": "rerank", "scoring": "causal"}, "scoring causal needs `pair`"),
+        ({"task": "rerank", "scoring": "cosine", "activation": "sigmoid"}, "are for rerankers with scoring cross_encoder or causal"),
+        ({"task": "rerank", "scoring": "cosine", "outputs": ["dense"]}, "are for task embed"),
+        ({"pair": {}}, "are for rerankers with scoring cross_encoder or causal"),
+        ({"instruction": "Instruct: "}, "instruction must hold {instruction}"),
+        ({"outputs": ["vectors"]}, "Input should be 'dense', 'sparse' or 'multi_vector'"),
+        ({"graph": "../model.onnx"}, "must be a plain path inside the model's folder"),
         ({"max_tokens": 2}, "greater than or equal to 8"),
     ],
 )

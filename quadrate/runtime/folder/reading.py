@@ -82,8 +82,6 @@ class _Scoring:
 def _scoring(path: Path, card: ModelCard, modules: Modules, head: Head) -> _Scoring:
     if head not in ("classification", "yes_no"):
         return _Scoring()
-    if head == "yes_no" and card.pair is None:
-        raise ConfigError(f"{path}: scoring causal needs the text around query and document; give `pair` in the model's card.")
     if modules and head == "classification" and modules.folder("Pooling") is not None:
         raise ConfigError(f"{path}: its modules.json makes it an embedding model; scoring cross_encoder needs a classifier.")
     layout, has_types = tokens.pair_of(path, card)
