@@ -1,9 +1,10 @@
-"""Make tests/golden again: 200 texts and a ranking, and what sentence-transformers makes of them with the weights of `minilm`.
+"""Make tests/golden and configs/golden again: what sentence-transformers makes of texts and a ranking with the weights of `minilm`.
 
     python tools/golden_vectors.py FOLDER
 
-FOLDER holds the model (`quadrate models list` shows where). Needs the parity extra (make install-parity). The texts have every length from
-3 tokens to the model's limit, and beyond it, where sentence-transformers cuts on the right; some are not English.
+tests/golden has 200 texts, configs/golden the few that are compared whenever the model is loaded. FOLDER holds the model
+(`quadrate models list` shows where). Needs the parity extra (make install-parity). The texts have every length from 3 tokens to the model's
+limit, and beyond it, where sentence-transformers cuts on the right; some are not English.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from quadrate.config import yamlfile
+from quadrate.config.models import ModelsFile
+from quadrate.runtime import golden
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -53,15 +61,25 @@ def texts() -> list[str]:
     return [*STRANGE, *(" ".join(random.choice(WORDS, size=length)) + "." for length in lengths)]
 
 
-def late_interaction(model: Any) -> list[float]:
-    """Return the score of each document: MaxSim over the model's token states of length one, from 0 to 1."""
+def late_interaction(model: Any, asked: str, documents: Sequence[str]) -> list[float]:
+    """Return the raw score of each document: MaxSim over the model's token states of length one, from -1 to 1."""
 
     def states(text: str) -> np.ndarray:
         found = model.encode([text], output_value="token_embeddings", normalize_embeddings=False)[0].cpu().numpy().astype(np.float64)
         return found / np.linalg.norm(found, axis=1, keepdims=True)  # [tokens, H]
 
-    query = states(QUERY)
-    return [float((1 + (query @ states(document).T).max(axis=1).mean()) / 2) for document in DOCUMENTS]
+    query = states(asked)
+    return [float((query @ states(document).T).max(axis=1).mean()) for document in documents]
+
+
+def shipped(model: Any, revision: str, made_by: str) -> None:
+    """Write configs/golden, in the format of quadrate.runtime.golden."""
+    vectors = model.encode(list(golden.TEXTS), batch_size=1, convert_to_numpy=True)
+    texts = tuple(golden.GoldenText(text=text, dense=golden.packed(vector)) for text, vector in zip(golden.TEXTS, vectors, strict=True))
+    scores = tuple(late_interaction(model, golden.QUERY, golden.DOCUMENTS))
+    ranking = golden.GoldenRanking(query=golden.QUERY, documents=golden.DOCUMENTS, scores=scores)
+    for alias, content in {"minilm": {"texts": texts}, "minilm-rerank": {"rankings": (ranking,)}}.items():
+        golden.write(ROOT / "configs" / "golden" / f"{alias}.json", golden.Golden(revision=revision, made_by=made_by, **content))
 
 
 def main(folder: str) -> None:
@@ -78,8 +96,11 @@ def main(folder: str) -> None:
         json.dumps({"made_by": made_by, "texts": found}, ensure_ascii=False, indent=0) + "\n", "utf-8"
     )
     np.savez_compressed(GOLDEN / "minilm.npz", vectors=vectors.astype(np.float32))
-    ranking = {"made_by": made_by, "query": QUERY, "documents": DOCUMENTS, "scores": late_interaction(model)}
+    scores = [(1 + score) / 2 for score in late_interaction(model, QUERY, DOCUMENTS)]
+    ranking = {"made_by": made_by, "query": QUERY, "documents": DOCUMENTS, "scores": scores}
     GOLDEN.joinpath("minilm-rerank.json").write_text(json.dumps(ranking, indent=0) + "\n", "utf-8")
+    revision = yamlfile.load(ROOT / "configs" / "models.yaml", ModelsFile).models["minilm"].revision or ""
+    shipped(model, revision, f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
     sys.stdout.write(f"{len(found)} texts, {vectors.shape[1]} wide\n")
 
 

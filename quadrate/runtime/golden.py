@@ -159,6 +159,15 @@ def make(model: Model, *, made_by: str) -> Golden:
     return Golden(revision=model.revision, made_by=made_by, texts=texts)
 
 
+def write(path: Path, golden: Golden) -> None:
+    """Write a file of golden vectors. Raises ConfigError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(golden.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be written: {exc.strerror}; work on a copy of the configuration folder with --config.") from exc
+
+
 def packed(array: NDArray[np.float32]) -> str:
     """Return values as the file holds them."""
     return base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode()
