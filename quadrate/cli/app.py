@@ -30,6 +30,8 @@ app.add_typer(config_app, name="config")
 Precision = Literal["exact", "fast", "small"]
 Role = Literal["query", "document"]
 Truncation = Literal["none", "left", "right"]
+Form = Literal["dense", "sparse", "multi_vector"]
+ValueType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -151,11 +153,20 @@ def logs(
 
 
 @app.command()
-def embed(
+def embed(  # noqa: PLR0913 - the flags
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT...]", help="What to embed; `-` reads stdin, a text a line.")] = None,
     *,
     model: Annotated[str, typer.Option(help="Alias or served name.")] = "minilm",
     role: Annotated[Role | None, typer.Option(help="What the texts are for, where the model tells queries from documents.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Put before each text, as it stands.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="One of the model's prompts by name.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What is looked for, for models whose queries carry an instruction.")] = None,
+    output: Annotated[list[Form] | None, typer.Option(help="A form to give; may be repeated. Default: dense.")] = None,
+    value_type: Annotated[ValueType | None, typer.Option(help="Number format of vectors. Default: float32.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Cut vectors to this width, where the model is trained for it.", min=1)] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--raw", help="Vectors of length one, or as they come. Default: as the model's card says.")
+    ] = None,
     truncation: Annotated[
         Truncation | None, typer.Option(help="What happens to a text that is too long. Default: as the model's card says.")
     ] = None,
@@ -165,8 +176,20 @@ def embed(
 ) -> None:
     """Embed texts and print the vectors."""
     from quadrate.cli import calls  # noqa: PLC0415
+    from quadrate.client.requests import Choices  # noqa: PLC0415
 
-    raise typer.Exit(calls.embed(url, key, texts or [], model=model, role=role, truncation=truncation, as_json=as_json))
+    choices = Choices(
+        role=role,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        instruction=instruction,
+        truncation=truncation,
+        outputs=output or (),
+        value_type=value_type,
+        dimensions=dimensions,
+        normalize=normalize,
+    )
+    raise typer.Exit(calls.embed(url, key, texts or [], model=model, choices=choices, as_json=as_json))
 
 
 @app.command()

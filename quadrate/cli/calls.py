@@ -4,33 +4,59 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quadrate.client import Client
 from quadrate.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from quadrate.client.requests import Role, Truncation
+    from quadrate.client import Embeddings
+    from quadrate.client.requests import Choices, Truncation
 
 _SHOWN_VALUES = 4
 
 
-def embed(
-    url: str, key: str | None, texts: Sequence[str], *, model: str, role: Role | None, truncation: Truncation | None, as_json: bool
-) -> int:
-    """Print a vector for each text: its beginning for people, or one JSON object a line."""
+def embed(url: str, key: str | None, texts: Sequence[str], *, model: str, choices: Choices, as_json: bool) -> int:
+    """Print what each text gave: a line for people, or one JSON object a line."""
     given = _given(texts)
     with Client(url, api_key=key) as client:
-        answer = client.embed(given, model=model, role=role, truncation=truncation)
-    for index, (text, vector, usage) in enumerate(zip(given, answer.vectors, answer.usages, strict=True)):
+        answer = client.embed(given, model=model, **choices)
+    for index, (text, usage) in enumerate(zip(given, answer.usages, strict=True)):
         if as_json:
-            print(json.dumps({"index": index, "text": text, "tokens": usage.tokens, "embedding": vector.tolist()}, ensure_ascii=False))
+            print(json.dumps({"index": index, "text": text, "tokens": usage.tokens, **_row(answer, index)}, ensure_ascii=False))
         else:
-            values = ", ".join(f"{value:+.4f}" for value in vector[:_SHOWN_VALUES])
-            print(f"[{values}, …] {len(vector)} wide, {usage.tokens} tokens: {text}")
+            print(f"{', '.join(_shown(answer, index))}, {usage.tokens} tokens: {text}")
     return 0
+
+
+def _row(answer: Embeddings, index: int) -> dict[str, Any]:
+    """Return one text's forms, for JSON."""
+    row: dict[str, Any] = {}
+    if answer.vectors.shape[1]:
+        row["embedding"] = answer.vectors[index].tolist()
+    if answer.sparse:
+        sparse = answer.sparse[index]
+        row["sparse"] = {"token_ids": sparse.token_ids.tolist(), "weights": sparse.weights.tolist()}
+    if answer.multi_vectors:
+        row["multi_vector"] = answer.multi_vectors[index].tolist()
+    return row
+
+
+def _shown(answer: Embeddings, index: int) -> Iterator[str]:
+    """Give the beginning of each of one text's forms, for people."""
+    if answer.vectors.shape[1]:
+        vector = answer.vectors[index]
+        number = "+.4f" if vector.dtype.kind == "f" else "+d"
+        values = ", ".join(format(value.item(), number) for value in vector[:_SHOWN_VALUES])
+        yield f"[{values}, …] {len(vector)} wide"
+    if answer.sparse:
+        sparse = answer.sparse[index]
+        heaviest = sorted(zip(sparse.weights.tolist(), sparse.token_ids.tolist(), strict=True), reverse=True)[:_SHOWN_VALUES]
+        yield f"{{{', '.join(f'{token}: {weight:.4f}' for weight, token in heaviest)}, …}} {len(sparse)} weights"
+    if answer.multi_vectors:
+        yield "{} rows of {}".format(*answer.multi_vectors[index].shape)
 
 
 def rerank(  # noqa: PLR0913 - what the command offers

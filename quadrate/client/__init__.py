@@ -9,7 +9,7 @@
 `AsyncClient` is the same with `await`. Both speak to a gateway, through the edge or directly, and to a worker alone.
 """
 
-from quadrate.client.answers import Embedded, Embeddings, Model, Provenance, Ranked, Ranking, Timings, Tokens, Usage
+from quadrate.client.answers import Embedded, Embeddings, Model, Provenance, Ranked, Ranking, SparseVector, Timings, Tokens, Usage
 from quadrate.client.asynchronous import AsyncClient
 from quadrate.client.blocking import Client
 from quadrate.client.retries import Retries
@@ -24,6 +24,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Retries",
+    "SparseVector",
     "Timings",
     "Tokens",
     "Usage",

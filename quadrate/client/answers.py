@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from quadrate.errors import Unavailable
+from quadrate.errors import InvalidArgument, Unavailable
 from quadrate.pairs import PairLayout
 from quadrate.v1 import model_pb2, options_pb2
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from quadrate.errors import QuadrateError
     from quadrate.v1 import embed_pb2, rerank_pb2
+
+
+FLOAT32 = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,30 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SparseVector:
+    """Weights of vocabulary entries: `token_ids` int32 [n], ascending, and `weights` float32 [n], greater than zero."""
+
+    token_ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, message: embed_pb2.SparseVector) -> Self:
+        """Read it from the wire."""
+        return cls(np.array(message.token_ids, np.int32), np.array(message.weights, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
     """The embeddings of a list of texts.
 
     Args:
-        vectors: One row for each text, in the order of the texts: float32 [texts, dimensions].
+        vectors: Dense vectors, one row for each text, in the order of the texts: float32 [texts, dimensions], or as `value_type` says;
+            `binary` and `ubinary` have eight values a byte. No columns if dense vectors were not asked for.
+        sparse: A sparse vector for each text; empty if they were not asked for.
+        multi_vectors: A matrix for each text, [rows, width], in the same value type; empty if they were not asked for.
         model: The model as it was asked for.
         usage: Tokens of all texts together.
         usages: Tokens of each text.
@@ -96,7 +118,9 @@ class Embeddings:
         timings: Where the time went; over several requests the longest of each stage.
     """
 
-    vectors: NDArray[np.float32]
+    vectors: NDArray[Any]
+    sparse: tuple[SparseVector, ...]
+    multi_vectors: tuple[NDArray[Any], ...]
     model: str
     usage: Usage
     usages: tuple[Usage, ...]
@@ -104,23 +128,25 @@ class Embeddings:
     timings: Timings
 
     @classmethod
-    def of(cls, messages: Sequence[embed_pb2.EmbedResponse]) -> Self:
-        """Join the answers to consecutive parts of one list.
+    def of(cls, messages: Sequence[embed_pb2.EmbedResponse], dtype: np.dtype[Any] = FLOAT32) -> Self:
+        """Join the answers to consecutive parts of one list, in the type of numbers that was asked for.
 
         Raises Unavailable if they were made in ways that cannot be compared, which happens when a model is exchanged in between.
         """
         provenances = [Provenance.of(message.provenance) for message in messages]
         for provenance in provenances[1:]:
             provenance.check_comparable(provenances[0])
-        usages = tuple(Usage.of(embedding.usage) for message in messages for embedding in message.embeddings)
+        embeddings = [embedding for message in messages for embedding in message.embeddings]
         timings = Timings.of(messages[0].timings)
         for message in messages[1:]:
             timings |= Timings.of(message.timings)
         return cls(
-            vectors=np.concatenate([matrix(message) for message in messages]),
+            vectors=matrix(embeddings, dtype),
+            sparse=tuple(SparseVector.of(embedding.sparse) for embedding in embeddings if embedding.HasField("sparse")),
+            multi_vectors=tuple(multi_vector(one.multi_vector, dtype) for one in embeddings if one.HasField("multi_vector")),
             model=messages[0].model,
             usage=sum((Usage.of(message.usage) for message in messages), Usage(0, 0)),
-            usages=usages,
+            usages=tuple(Usage.of(embedding.usage) for embedding in embeddings),
             provenance=provenances[0],
             timings=timings,
         )
@@ -128,7 +154,7 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[NDArray[Any]]:
         return iter(self.vectors)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's protocol
@@ -137,26 +163,42 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """One item of a stream: its vector, or the error that its text met.
+    """One item of a stream: what was asked for of its text, or the error that it met.
 
     Args:
         id: What the caller named the item.
-        vector: float32 [dimensions]. None if there is an error.
+        vector: The dense vector, float32 [dimensions] or as `value_type` says. None if there is an error or it was not asked for.
+        sparse: The sparse vector. None likewise.
+        multi_vector: [rows, width]. None likewise.
         usage: Tokens of the text. None if there is an error.
         provenance: What made the vector; comparable in all items of a stream. None if there is an error.
         error: Why there is no vector. None if there is one.
     """
 
     id: Any
-    vector: NDArray[np.float32] | None = None
+    vector: NDArray[Any] | None = None
+    sparse: SparseVector | None = None
+    multi_vector: NDArray[Any] | None = None
     usage: Usage | None = None
     provenance: Provenance | None = None
     error: QuadrateError | None = None
 
-    def value(self) -> NDArray[np.float32]:
-        """Return the vector, or raise the error."""
+    @classmethod
+    def of(cls, name: Any, message: embed_pb2.Embedding, provenance: Provenance, dtype: np.dtype[Any]) -> Self:
+        """Read it from the wire."""
+        return cls(
+            name,
+            vector=dense(message, dtype) if message.values or message.packed_values else None,
+            sparse=SparseVector.of(message.sparse) if message.HasField("sparse") else None,
+            multi_vector=multi_vector(message.multi_vector, dtype) if message.HasField("multi_vector") else None,
+            usage=Usage.of(message.usage),
+            provenance=provenance,
+        )
+
+    def value(self) -> NDArray[Any]:
+        """Return the dense vector, or raise the error."""
         if self.vector is None:
-            raise self.error or Unavailable("The item was not answered.")
+            raise self.error or InvalidArgument("The item has no dense vector: outputs did not ask for one.", param="outputs")
         return self.vector
 
 
@@ -270,9 +312,22 @@ class Model:
         return cls(**values)
 
 
-def matrix(message: embed_pb2.EmbedResponse) -> NDArray[np.float32]:
-    """Return the dense vectors of an answer: float32 [inputs, dimensions]."""
-    return np.array([embedding.values for embedding in message.embeddings], dtype=np.float32)
+def matrix(embeddings: Sequence[embed_pb2.Embedding], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the dense vectors of an answer: [embeddings, dimensions], without columns if there are none."""
+    return np.stack([dense(embedding, dtype) for embedding in embeddings])
+
+
+def dense(embedding: embed_pb2.Embedding, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return one dense vector: [dimensions]; empty if it was not asked for."""
+    if dtype == FLOAT32:
+        return np.array(embedding.values, FLOAT32)
+    return np.frombuffer(embedding.packed_values, dtype)
+
+
+def multi_vector(message: embed_pb2.MultiVector, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return one multi-vector: [rows, width]."""
+    values = np.array(message.values, FLOAT32) if dtype == FLOAT32 else np.frombuffer(message.packed_values, dtype)
+    return values.reshape(message.rows, message.width)
 
 
 def _text(document: str | Sequence[int]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from quadrate.client import requests
 from quadrate.client.answers import Embedded, Embeddings, Model, Ranking, Tokens
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
-    from quadrate.client.requests import Role, Text, Truncation
+    from quadrate.client.requests import Choices, Role, Text, Truncation
     from quadrate.v1 import embed_pb2
 
 IdT = TypeVar("IdT")
@@ -73,18 +73,8 @@ class AsyncClient:
         """Close the connection. Calls in flight are cancelled."""
         await self._connection.close()
 
-    async def embed(  # noqa: PLR0913 - what the contract offers
-        self,
-        texts: str | Sequence[Text],
-        *,
-        model: str,
-        role: Role | None = None,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        truncation: Truncation | None = None,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        timeout_seconds: float | None = None,
+    async def embed(
+        self, texts: str | Sequence[Text], *, model: str, timeout_seconds: float | None = None, **choices: Unpack[Choices]
     ) -> Embeddings:
         """Embed one text or a list of any length; the rows of the answer stand in the order of the texts.
 
@@ -94,15 +84,22 @@ class AsyncClient:
         Args:
             texts: Texts, or lists of token ids of the model's own tokenizer without special tokens.
             model: The alias or the served name.
+            timeout_seconds: For the whole call. None takes the client's.
+            **choices: What else may be said:
+
+        Choices:
             role: `query` or `document`, for models that have a prompt for each.
             prompt: A prompt to put before each text, as it stands. Empty means none. Not with `role`.
             prompt_name: The name of one of the model's prompts.
+            instruction: What is looked for, for models whose queries carry an instruction.
             truncation: `none` refuses what is too long, `left` and `right` cut it. None leaves it to the model's card.
-            dimensions: The width to cut to, for Matryoshka models.
-            normalize: Whether vectors get length one. None leaves it to the model's card.
-            timeout_seconds: For the whole call. None takes the client's.
+            outputs: `dense`, `sparse`, `multi_vector`, or several of them, as the model's card lists them. Nothing means `dense`.
+            value_type: Of dense vectors and multi-vectors: `float32`, `float16`, `int8`, `uint8`, `binary`, `ubinary`. int8 is
+                round(16·√width·x) of vectors of length one; see `quadrate.vectors`.
+            dimensions: The width to cut dense vectors to, for Matryoshka models.
+            normalize: Whether dense vectors get length one. None leaves it to the model's card.
         """
-        options = requests.EmbedOptions(model, role, prompt, prompt_name, truncation, dimensions, normalize)
+        options = requests.EmbedOptions(model, **choices)
         deadline = self._deadline(timeout_seconds)
 
         async def one(part: tuple[int, Sequence[Text]]) -> embed_pb2.EmbedResponse:
@@ -113,23 +110,19 @@ class AsyncClient:
                 raise requests.moved(error, start) from None
 
         parts = requests.parts(requests.as_list(texts), self._texts_per_request)
-        return Embeddings.of(await _at_once(one, parts, self._requests_in_flight))
+        answers = await _at_once(one, parts, self._requests_in_flight)
+        return Embeddings.of(answers, requests.dtype(options.value_type))
 
-    async def embed_stream(  # noqa: PLR0913 - what the contract offers
+    async def embed_stream(
         self,
         items: Iterable[tuple[IdT, Text]] | AsyncIterable[tuple[IdT, Text]],
         *,
         model: str,
-        role: Role | None = None,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        truncation: Truncation | None = None,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
         texts_per_message: int = 16,
         progress: bool = False,
         total: int | None = None,
         timeout_seconds: float | None = None,
+        **choices: Unpack[Choices],
     ) -> AsyncGenerator[Embedded, None]:
         """Embed any number of texts, each under a name of the caller's, and yield the answers as they are ready, not in order.
 
@@ -139,21 +132,16 @@ class AsyncClient:
 
         Args:
             items: Pairs of a name (anything) and a text. A generator may block: it is read in a thread of its own.
-            model: As in `embed`, and so all up to `normalize`.
-            role: As in `embed`.
-            prompt: As in `embed`.
-            prompt_name: As in `embed`.
-            truncation: As in `embed`.
-            dimensions: As in `embed`.
-            normalize: As in `embed`.
+            model: As in `embed`.
             texts_per_message: So many texts travel together, if they are there.
             progress: Draw a bar on standard error, if that is a terminal.
             total: How many items there will be, for the bar. Known by itself for lists.
             timeout_seconds: For the whole stream. None waits for ever.
+            **choices: As in `embed`.
         """
         ingestion = Ingestion(
             self._connection,
-            requests.EmbedOptions(model, role, prompt, prompt_name, truncation, dimensions, normalize),
+            requests.EmbedOptions(model, **choices),
             Deadline.after(timeout_seconds),
             texts_per_group=texts_per_message,
             groups_in_flight=self._requests_in_flight,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 
-from quadrate.client.answers import Embedded, Provenance, Usage, matrix
+from quadrate.client.answers import Embedded, Provenance
 from quadrate.client.failures import Outcome, from_item
-from quadrate.client.requests import EmbedOptions, Text, one_input
+from quadrate.client.requests import EmbedOptions, Text, dtype, one_input
 from quadrate.client.retries import retryable
 from quadrate.errors import InvalidArgument, QuadrateError, Unavailable
 from quadrate.v1 import embed_pb2, embed_pb2_grpc
@@ -67,6 +67,7 @@ class Ingestion:
     ) -> None:
         self._connection = connection
         self._options = options
+        self._dtype = dtype(options.value_type)
         self._deadline = deadline
         self._texts_per_group = texts_per_group
         self._room = asyncio.Semaphore(groups_in_flight)
@@ -191,8 +192,8 @@ class Ingestion:
         provenance = Provenance.of(answer.provenance)
         self._provenance = self._provenance or provenance
         provenance.check_comparable(self._provenance)
-        rows = zip(group.ids, matrix(answer), answer.embeddings, strict=True)
-        return [Embedded(name, row, Usage.of(embedding.usage), provenance) for name, row, embedding in rows]
+        rows = zip(group.ids, answer.embeddings, strict=True)
+        return [Embedded.of(name, embedding, provenance, self._dtype) for name, embedding in rows]
 
     def _tried_again(self, group: _Group, error: QuadrateError) -> bool:
         """Put a group back, whole and later if its failure may pass, text by text at once if it is final and may be a neighbour's."""

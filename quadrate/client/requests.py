@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from quadrate.errors import InvalidArgument
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
+from quadrate.vectors import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import numpy as np
 
     from quadrate.errors import QuadrateError
 
@@ -18,6 +21,8 @@ Text: TypeAlias = "str | Sequence[int]"
 """A text, or the token ids of one without special tokens."""
 NumberT = TypeVar("NumberT")
 Role = Literal["query", "document"]
+Form = Literal["dense", "sparse", "multi_vector"]
+ValueType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Truncation = Literal["none", "left", "right"]
 
 MAX_CHARACTERS = 1 << 20
@@ -39,6 +44,34 @@ _TRUNCATIONS: dict[str | None, options_pb2.Truncation] = {
     "left": options_pb2.LEFT,
     "right": options_pb2.RIGHT,
 }
+_FORMS: dict[str | None, options_pb2.Output] = {
+    "dense": options_pb2.DENSE,
+    "sparse": options_pb2.SPARSE,
+    "multi_vector": options_pb2.MULTI_VECTOR,
+}
+_VALUE_TYPES: dict[str | None, options_pb2.ValueType] = {
+    None: options_pb2.VALUE_TYPE_UNSPECIFIED,
+    "float32": options_pb2.FLOAT32,
+    "float16": options_pb2.FLOAT16,
+    "int8": options_pb2.INT8,
+    "uint8": options_pb2.UINT8,
+    "binary": options_pb2.BINARY,
+    "ubinary": options_pb2.UBINARY,
+}
+
+
+class Choices(TypedDict, total=False):
+    """How texts are to be embedded, as `embed` and `embed_stream` take it; see `AsyncClient.embed`."""
+
+    role: Role | None
+    prompt: str | None
+    prompt_name: str | None
+    instruction: str | None
+    truncation: Truncation | None
+    outputs: Form | Sequence[Form]
+    value_type: ValueType | None
+    dimensions: int | None
+    normalize: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +82,18 @@ class EmbedOptions:
     role: Role | None = None
     prompt: str | None = None
     prompt_name: str | None = None
+    instruction: str | None = None
     truncation: Truncation | None = None
+    outputs: Form | Sequence[Form] = ()
+    value_type: ValueType | None = None
     dimensions: int | None = None
     normalize: bool | None = None
 
     def __post_init__(self) -> None:
         role(self.role)
         truncation(self.truncation)
+        _choice(_VALUE_TYPES, self.value_type, "value_type")
+        _outputs(self.outputs)
 
     def request(self, inputs: Sequence[options_pb2.Input]) -> embed_pb2.EmbedRequest:
         """Return the request for these inputs."""
@@ -65,10 +103,23 @@ class EmbedOptions:
             role=role(self.role),
             prompt=self.prompt,
             prompt_name=self.prompt_name,
+            instruction=self.instruction,
             truncation=truncation(self.truncation),
+            outputs=_outputs(self.outputs),
+            value_type=_VALUE_TYPES[self.value_type],
             dimensions=self.dimensions,
             normalize=self.normalize,
         )
+
+
+def dtype(word: ValueType | None) -> np.dtype[Any]:
+    """Return what numpy calls a value type."""
+    return DTYPES[_VALUE_TYPES[word]]
+
+
+def _outputs(forms: Form | Sequence[Form]) -> list[options_pb2.Output]:
+    """Return one form or several by their numbers. Raises InvalidArgument."""
+    return [_choice(_FORMS, form, "outputs") for form in ([forms] if isinstance(forms, str) else forms)]
 
 
 def role(word: str | None) -> options_pb2.Role:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quadrate import client
 from quadrate.client import AsyncClient, Client, Retries, failures, requests
-from quadrate.client.answers import Embeddings, Model, Timings
+from quadrate.client.answers import Embedded, Embeddings, Model, Timings
 from quadrate.client.blocking import Settings
 from quadrate.client.progress import progress_bar
 from quadrate.client.target import Target
@@ -32,6 +32,7 @@ from quadrate.errors import (
 )
 from quadrate.server import status
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from quadrate.vectors import DTYPES
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_token_ids_may_be_numpy() -> None:
     assert list(requests.inputs([np.array([5, 6], dtype=np.int64)])[0].token_ids.ids) == [5, 6]  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("option", [{"role": "passage"}, {"truncation": "END"}])
+@pytest.mark.parametrize("option", [{"role": "passage"}, {"truncation": "END"}, {"value_type": "int4"}])
 def test_unknown_words_are_refused_with_those_that_are_known(option: dict[str, Any]) -> None:
     """A typing error never becomes a silent default."""
     with pytest.raises(InvalidArgument, match="allowed: None, '"):
@@ -224,6 +225,42 @@ def test_answers_to_parts_are_joined() -> None:
     assert joined.timings == Timings(0.0, 0.5, 0.0, 0.75)
     assert joined.provenance.precision == "exact"
     assert np.asarray(joined).shape == (2, 2)
+
+
+def test_every_form_and_value_type_becomes_numpy() -> None:
+    """Packed values in their own type, a sparse vector and a matrix for each text; what was not asked for is empty."""
+    packed = options_pb2.INT8
+    embedding = embed_pb2.Embedding(
+        index=0,
+        packed_values=bytes([1, 255, 3]),
+        sparse=embed_pb2.SparseVector(token_ids=[3, 9], weights=[0.5, 0.25]),
+        multi_vector=embed_pb2.MultiVector(rows=2, width=3, packed_values=bytes(range(6))),
+    )
+    found = Embeddings.of([embed_pb2.EmbedResponse(embeddings=[embedding] * 2)], DTYPES[packed])
+    assert (found.vectors.dtype, found.vectors.tolist()) == (np.int8, [[1, -1, 3]] * 2)
+    assert [(one.token_ids.tolist(), one.weights.tolist()) for one in found.sparse] == [([3, 9], [0.5, 0.25])] * 2
+    assert [matrix.tolist() for matrix in found.multi_vectors] == [[[0, 1, 2], [3, 4, 5]]] * 2
+    bare = embed_pb2.Embedding(sparse=embed_pb2.SparseVector(), multi_vector=embed_pb2.MultiVector(rows=1, width=2, values=[0.5, 1]))
+    found = Embeddings.of([embed_pb2.EmbedResponse(embeddings=[bare])])
+    assert found.vectors.shape == (1, 0)
+    assert len(found.sparse[0]) == 0
+    assert (found.multi_vectors[0].dtype, found.multi_vectors[0].tolist()) == (np.float32, [[0.5, 1.0]])
+    item = Embedded.of("name", bare, found.provenance, DTYPES[options_pb2.FLOAT32])
+    assert item.vector is None
+    assert item.multi_vector is not None
+    with pytest.raises(InvalidArgument, match="outputs did not ask"):
+        item.value()
+
+
+def test_words_become_the_contracts_numbers() -> None:
+    """Outputs one by one or as a list, the value type, the instruction."""
+    options = requests.EmbedOptions("m", outputs="sparse", value_type="ubinary", instruction="find")
+    request = options.request([])
+    assert list(request.outputs) == [options_pb2.SPARSE]
+    assert (request.value_type, request.instruction) == (options_pb2.UBINARY, "find")
+    both = requests.EmbedOptions("m", outputs=["dense", "multi_vector"]).request([])
+    assert list(both.outputs) == [options_pb2.DENSE, options_pb2.MULTI_VECTOR]
+    assert not both.value_type
 
 
 def test_vectors_of_two_revisions_are_never_mixed() -> None:
