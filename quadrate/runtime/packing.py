@@ -42,17 +42,31 @@ class Reading:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What lengths are rounded up to, for engines that make kernels for each shape: fewer shapes come, and kernels are there already.
+
+    Attributes:
+        tokens: Of the tokens of a batch together.
+        places: Of the places of the padded view.
+    """
+
+    tokens: int = 1
+    places: int = 1
+
+
 class Layout:
     """Where the texts of a batch lie. What is derived is computed when it is first asked for."""
 
-    def __init__(self, readings: Sequence[Reading]) -> None:
+    def __init__(self, readings: Sequence[Reading], steps: Steps = Steps()) -> None:
+        self.steps = steps
         self.readings = readings
         self.lengths = np.fromiter(map(len, readings), np.int64, len(readings))
         self.bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(self.lengths)))
         """Where each text begins, and where the last one ends: B + 1 offsets into the tokens."""
         self.texts = len(readings)
         self.tokens = int(self.bounds[-1])
-        self.longest = int(self.lengths.max())
+        self.longest = _up(int(self.lengths.max()), steps.places)
 
     @cached_property
     def column(self) -> NDArray[np.int64]:
@@ -98,6 +112,10 @@ def _positions(layout: Layout) -> NDArray[np.int32]:
     return layout.position.astype(np.int32)
 
 
+def _owner(layout: Layout) -> NDArray[np.int32]:
+    return layout.owner.astype(np.int32)
+
+
 def _types(layout: Layout) -> NDArray[np.int32]:
     second = np.fromiter((reading.second for reading in layout.readings), np.int64, layout.texts)
     return (layout.position >= second[layout.owner]).astype(np.int32)
@@ -138,6 +156,7 @@ def _last(layout: Layout) -> NDArray[np.int32]:
 FEEDS: Mapping[str, Feed] = {
     "ids": Feed(np.int32, ("t",), _ids),
     "positions": Feed(np.int32, ("t",), _positions),  # each token's place in its text, from 0
+    "owner": Feed(np.int32, ("t",), _owner),  # the text that each token belongs to
     "types": Feed(np.int32, ("t",), _types),  # 1 for the tokens of a pair's second text
     "places": Feed(np.int32, ("b", "s"), _places),  # the token at each place of the padded view; the text's last beyond it
     "tokens": Feed(np.int32, ("t",), _tokens),  # the place of each token in the padded view
@@ -150,7 +169,22 @@ FEEDS: Mapping[str, Feed] = {
 """Everything that a graph may take."""
 
 
-def pack(readings: Sequence[Reading], names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], Layout]:
-    """Lay texts one after another and return the feeds of these names. Cost: B * S + B * T small numbers at most."""
-    layout = Layout(readings)
-    return {name: FEEDS[name].make(layout) for name in names}, layout
+def pack(readings: Sequence[Reading], names: Iterable[str], steps: Steps = Steps()) -> tuple[dict[str, NDArray[Any]], Layout]:
+    """Lay texts one after another and return the feeds of these names. Cost: B * S + B * T small numbers at most.
+
+    Tokens that rounding adds are zeros, belong to no text and are seen by none; a result's rows for them are to be left out.
+    """
+    layout = Layout(readings, steps)
+    return {name: _rounded(FEEDS[name], layout) for name in names}, layout
+
+
+def _rounded(feed: Feed, layout: Layout) -> NDArray[Any]:
+    array = feed.make(layout)
+    more = _up(layout.tokens, layout.steps.tokens) - layout.tokens
+    if not more or "t" not in feed.shape:
+        return array
+    return np.pad(array, [(0, more if axis == "t" else 0) for axis in feed.shape])
+
+
+def _up(length: int, step: int) -> int:
+    return -(-length // step) * step

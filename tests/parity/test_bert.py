@@ -89,6 +89,18 @@ def test_the_token_type_of_the_second_text_matters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+def test_a_padding_token_that_a_text_spells_out_has_no_position(tmp_path: Path, family: str) -> None:
+    """A text may hold the padding token itself, where someone wrote "<pad>": RoBERTa does not count it, BERT does."""
+    model = make(family, "AutoModel")
+    states = folders.states(model)
+    texts = folders.readings((12, 40, 7))
+    for text, places in zip(texts, ([3], [0, 1, 39], [6]), strict=True):
+        text.ids[places] = model.config.pad_token_id
+    opened = folders.session(folders.save(model, tmp_path))
+    folders.compare(opened, "pooled", texts, lambda text: states(text).mean(0))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
 def test_a_checkpoint_with_a_head_serves_its_encoder(tmp_path: Path, family: str) -> None:
     """The encoder inside a checkpoint with a head, whose names have the family's prefix, gives the same states."""
     model = make(family, "AutoModelForSequenceClassification")

@@ -140,7 +140,7 @@ def test_roberta_is_bert_whose_positions_begin_after_the_padding_tokens(tmp_path
     table = plain["embeddings.position_embeddings.weight"]
     shifted = plain | {"embeddings.position_embeddings.weight": np.concatenate((np.full((2, WIDTH), 9, np.float32), table))}
     config = {"type_vocab_size": 1, "model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 66}
-    texts = readings()
+    texts = [Reading.of(np.where(text.ids == 1, 2, text.ids)) for text in readings()]
     one = opened(tmp_path / "bert", plain, config={"type_vocab_size": 1}).run(texts, ["unit"], wide=False)["unit"]
     two = opened(tmp_path / "roberta", shifted, config=config).run(texts, ["unit"], wide=False)["unit"]
     np.testing.assert_allclose(np.stack(two), np.stack(one), atol=1e-6)

@@ -32,13 +32,15 @@ class Bert(Encoder):
     """BERT.
 
     Attributes:
-        first_position: The row of the position table that a text's first token has.
+        skipped_positions: Rows at the head of the position table that no token has.
+        position_rows: The rows after these.
         token_types: Rows of the table of token types.
         epsilon: Of the layer norms.
         activation: Of the feed-forward layers.
     """
 
-    first_position: int
+    skipped_positions: int
+    position_rows: int
     token_types: int
     epsilon: float
     activation: layers.Activation
@@ -54,8 +56,7 @@ class Bert(Encoder):
             heads=config.integer("num_attention_heads"),
             inner_width=config.integer("intermediate_size"),
             vocabulary_size=config.integer("vocab_size"),
-            max_positions=config.integer("max_position_embeddings") - cls.skipped(config),
-            first_position=cls.skipped(config),
+            **cls._positions_of(config),
             token_types=config.integer("type_vocab_size", 2),
             epsilon=config.number("layer_norm_eps", 1e-12),
             activation=config.choice("hidden_act", layers.ACTIVATIONS, "gelu"),
@@ -64,14 +65,18 @@ class Bert(Encoder):
         return encoder
 
     @classmethod
-    def skipped(cls, config: JsonFile) -> int:  # noqa: ARG003 - RoBERTa asks it
-        """Return how many rows of the position table come before that of a text's first token."""
-        return 0
+    def _positions_of(cls, config: JsonFile) -> dict[str, int]:
+        rows = config.integer("max_position_embeddings")
+        return {"max_positions": rows, "skipped_positions": 0, "position_rows": rows}
 
     @property
     def reads_types(self) -> bool:
         """Whether the second text of a pair has a token type of its own."""
         return self.token_types > 1
+
+    def positions(self, packed: Packed) -> str:
+        """Return the row of the position table for each token, counted after the skipped ones: `[T]`."""
+        return packed.input("positions")
 
     def write(self, packed: Packed, weights: Weights, *, only: Only | None) -> str:
         """See Encoder."""
@@ -117,7 +122,7 @@ class _States:
     def _embeddings(self) -> str:
         size, to = self.size, self.to
         read = to.node("Gather", to.constant(self.writer.weight(_WORDS, size.vocabulary_size, size.width)), self.packed.input("ids"))
-        state = to.node("Add", read, to.node("Gather", to.constant(self._positions()), self.packed.input("positions")))
+        state = to.node("Add", read, to.node("Gather", to.constant(self._positions()), size.positions(self.packed)))
         if self._pairs:
             types = to.constant(self._types())
             state = to.node("Add", state, to.node("Gather", types, self.packed.input("types")))
@@ -128,10 +133,10 @@ class _States:
         return self.packed.pairs and self.size.reads_types
 
     def _positions(self) -> NDArray[np.float32]:
-        """Return what is added at each place of a text, from its first."""
+        """Return what each position adds, and the token type with it where there is but one."""
         size = self.size
-        table = self.writer.weight("embeddings.position_embeddings.weight", size.first_position + size.max_positions, size.width)
-        rows = table[size.first_position :]
+        table = self.writer.weight("embeddings.position_embeddings.weight", size.skipped_positions + size.position_rows, size.width)
+        rows = table[size.skipped_positions :]
         return rows + self._types()[0] if size.token_types and not self._pairs else rows
 
     def _types(self) -> NDArray[np.float32]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from onnx import TensorProto
+
 from quadrate.runtime.encoders.bert import Bert
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.writer import Writer
@@ -18,12 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roberta(Bert):
-    """RoBERTa or XLM-R."""
+    """RoBERTa or XLM-R.
+
+    Attributes:
+        padding_id: The padding token. Rows of the position table begin to count after its own.
+    """
+
+    padding_id: int
 
     @classmethod
-    def skipped(cls, config: JsonFile) -> int:
-        """See Bert. The table's rows up to the padding token's id hold no position."""
-        return config.integer("pad_token_id", 1) + 1
+    def _positions_of(cls, config: JsonFile) -> dict[str, int]:
+        rows, padding = config.integer("max_position_embeddings"), config.integer("pad_token_id", 1)
+        left = rows - padding
+        return {"max_positions": left - 1, "skipped_positions": padding, "position_rows": left, "padding_id": padding}
+
+    def positions(self, packed: Packed) -> str:
+        """See Bert. Tokens count from 1; a padding token, which a text may spell out, has 0 and is not counted."""
+        to = packed.to
+        padding = to.constant(np.array(self.padding_id, np.int32))
+        is_counted = to.node("Cast", to.node("Not", to.node("Equal", packed.input("ids"), padding)), to=TensorProto.INT32)
+        count = to.node("CumSum", is_counted, to.constant(np.array(0, np.int32)))  # [T], over all texts
+        before = packed.pick(to.node("Sub", count, is_counted), "first")  # [B], what was counted before each text
+        return to.node("Mul", to.node("Sub", count, to.node("Gather", before, packed.input("owner"))), is_counted)
 
     @property
     def reads_types(self) -> bool:
