@@ -168,7 +168,7 @@ def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
     ("files", "said"),
     [
         ({"config.json": b"{}"}, "has no tokenizer.json"),
-        ({"config.json": b"{}", "tokenizer.json": b"{}", "pytorch_model.bin": b""}, "pytorch_model.bin is a pickle, which may run code"),
+        ({"config.json": b"{}", "tokenizer.json": b"{}", "model.pkl": b""}, "model.pkl is a pickle, which may run code"),
         ({}, "is no folder"),
     ],
 )

@@ -18,30 +18,57 @@ if TYPE_CHECKING:
 
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 _HALVES = ("float16", "bfloat16")
-_NEEDED = re.compile(
-    r"(config|tokenizer|tokenizer_config|special_tokens_map|modules|config_sentence_transformers|sentence_\w+_config"
-    r"|model\.safetensors\.index)\.json"
-    r"|vocab\.txt|model(-\d+-of-\d+)?\.safetensors"
-    r"|\d+_\w+/(config\.json|model\.safetensors)"
+_SMALL = re.compile(
+    r"(config|tokenizer|tokenizer_config|special_tokens_map|modules|config_sentence_transformers|sentence_[\w-]+_config)\.json|vocab\.txt"
+    r"|\d+_\w+/config\.json|adapter_config\.json"
 )
+_SAFE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")
+_HEADS = re.compile(r"(sparse|colbert)_linear\.pt")
+_MODULE = re.compile(r"(\d+_\w+/)(model\.safetensors|pytorch_model\.bin)")
 
 
-def needed(names: Iterable[str], *, origin: str) -> list[str]:
+def needed(names: Iterable[str], *, origin: str, graph: str | None = None) -> list[str]:
     """Choose what serving needs of a source's files, by path.
 
+    Args:
+        names: All files, with forward slashes.
+        origin: Stands for the source in errors.
+        graph: The ONNX graph that is run instead of ours, with the files of numbers that are named after it (`model.onnx_data`).
+
     Raises:
-        StoreError: There are no safetensors weights, no config.json or no tokenizer.json among them. `origin` stands for the source.
+        StoreError: There are no weights, no config.json or no tokenizer.json among them, or not the graph.
     """
     names = list(names)
-    chosen = sorted(name for name in names if _NEEDED.fullmatch(name))
-    missing = [name for name in ("config.json", "tokenizer.json") if name not in chosen]
+    small = [name for name in names if _SMALL.fullmatch(name)]
+    missing = [name for name in ("config.json", "tokenizer.json") if name not in small]
     if missing:
-        raise StoreError(f"{origin} has no {' and no '.join(missing)}; a model's folder needs both, beside its safetensors weights.")
-    if not any(name.endswith(".safetensors") and "/" not in name for name in chosen):
-        pickles = [name for name in names if PurePosixPath(name).suffix in PICKLES]
-        found = f" ({pickles[0]} is a pickle, which may run code, and is not opened)" if pickles else ""
-        raise StoreError(f"{origin} has no model.safetensors{found}; convert the weights with save_pretrained(safe_serialization=True).")
-    return chosen
+        raise StoreError(f"{origin} has no {' and no '.join(missing)}; a model's folder needs both, beside its weights.")
+    return sorted([*small, *(_weights(names, origin) if graph is None else _graph(names, origin, graph))])
+
+
+def _weights(names: list[str], origin: str) -> list[str]:
+    """Choose the weights: safetensors, or where there are none the checkpoints of torch, whose tensors are read without running them."""
+    found = [name for name in names if _SAFE.fullmatch(name)] or [name for name in names if _TORCH.fullmatch(name)]
+    if not any(not name.endswith(".json") for name in found):
+        others = [name for name in names if PurePosixPath(name).suffix in PICKLES]
+        told = f" ({others[0]} is a pickle, which may run code, and is not opened)" if others else ""
+        raise StoreError(
+            f"{origin} has no model.safetensors and no pytorch_model.bin{told}; convert the weights with "
+            "save_pretrained(safe_serialization=True)."
+        )
+    modules = [name for name in names if (match := _MODULE.fullmatch(name)) and _is_first(match, names)]
+    return [*found, *modules, *(name for name in names if _HEADS.fullmatch(name))]
+
+
+def _is_first(module: re.Match[str], names: list[str]) -> bool:
+    return module[2] == "model.safetensors" or f"{module[1]}model.safetensors" not in names
+
+
+def _graph(names: list[str], origin: str, graph: str) -> list[str]:
+    if graph not in names:
+        raise StoreError(f"{origin} has no {graph}; correct `graph` in the model's card.")
+    return [name for name in names if name.startswith(graph)]
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ def read(path: Path, card: ModelCard) -> dict[str, str]:
     """
     if not path.is_dir():
         raise StoreError(f"{path} is no folder; give the path of a folder that holds config.json, tokenizer.json and model.safetensors.")
-    names = sorted(card.files) or needed(inside(path), origin=str(path))
+    names = sorted(card.files) or needed(inside(path), origin=str(path), graph=card.graph)
     found = {name: _hash(path, name) for name in names}
     for name, expected in card.files.items():
         if found[name] != expected:

