@@ -100,8 +100,8 @@ def write_tiny_model(
     return path
 
 
-def write_tiny_cross_encoder(path: Path, *, activation: str | None = None, **options: Any) -> Path:
-    """Write the folder of a classifier with one label and return it; `activation` goes into its config.json, `options` to write_tiny_model."""
+def write_tiny_cross_encoder(path: Path, *, activation: str | None = None, max_tokens: int = 48) -> Path:
+    """Write the folder of a classifier with one label and return it; `activation` goes into its config.json."""
     config = tiny_config()
     width = config["hidden_size"]
     random = np.random.default_rng(1)
@@ -113,7 +113,11 @@ def write_tiny_cross_encoder(path: Path, *, activation: str | None = None, **opt
     changes: dict[str, Any] = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     if activation is not None:
         changes["sentence_transformers"] = {"activation_fn": activation}
-    return write_tiny_model(path, weights=weights, **changes, **options)
+    write_tiny_model(path, weights=weights, **changes)
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (path / name).unlink()  # files of embedding models
+    (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": max_tokens}), "utf-8")
+    return path
 
 
 def _dense(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:

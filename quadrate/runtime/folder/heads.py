@@ -73,9 +73,9 @@ def activation_of(path: Path, card: ModelCard) -> Activation:
         return card.activation
     config = JsonFile(path / "config.json").data
     nested = config.get("sentence_transformers")
-    found: Any = nested.get("activation_fn") if isinstance(nested, dict) else None
+    found: Any = JsonFile(path / "config_sentence_transformers.json", required=False).data.get("activation_fn")
+    found = found or (nested.get("activation_fn") if isinstance(nested, dict) else None)
     found = found or config.get("sbert_ce_default_activation_function")
-    found = found or JsonFile(path / "config_sentence_transformers.json", required=False).data.get("activation_fn")
     if found is None:
         return "sigmoid"
     if found not in _ACTIVATIONS:

@@ -14,10 +14,11 @@ from grpc_health.v1 import health_pb2_grpc
 from embed_worker.service import services as embed_services
 from quadrate.config.worker import EmbedSettings, RerankSettings
 from quadrate.telemetry import Telemetry
-from quadrate.testing.model_folder import write_tiny_model
+from quadrate.testing.model_folder import write_tiny_cross_encoder, write_tiny_model
 from quadrate.v1 import embed_pb2_grpc, model_pb2_grpc, rerank_pb2_grpc
 from quadrate.worker import Worker
 from rerank_worker.service import services as rerank_services
+from tests.service.workers.tiny_causal import CAUSAL_CARD, write_tiny_causal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,6 +43,9 @@ def catalogue(tmp_path: Path) -> Path:
     plain = str(write_tiny_model(tmp_path / "plain"))
     prompted = str(write_tiny_model(tmp_path / "prompted", prompts=prompts))
     raw = str(write_tiny_model(tmp_path / "raw", pooling="cls", normalize=False))
+    cross = str(write_tiny_cross_encoder(tmp_path / "cross"))
+    identity = str(write_tiny_cross_encoder(tmp_path / "identity", activation="torch.nn.modules.linear.Identity"))
+    causal = str(write_tiny_causal(tmp_path / "causal"))
     cards: dict[str, Any] = {
         "tiny": {"served_name": "tests/tiny", "task": "embed", "license": "Apache-2.0", "description": "Random."},
         "matryoshka": {"served_name": "tests/matryoshka", "task": "embed", "matryoshka_dimensions": [8, 16]},
@@ -50,8 +54,11 @@ def catalogue(tmp_path: Path) -> Path:
         "late": {"served_name": "tests/late", "task": "rerank", "scoring": "late_interaction"},
         "cosine": {"served_name": "tests/cosine", "task": "rerank", "scoring": "cosine"},
         "crossed": {"served_name": "tests/crossed", "task": "rerank", "scoring": "cross_encoder"},
+        "cross": {"served_name": "tests/cross", "task": "rerank", "scoring": "cross_encoder"},
+        "identity": {"served_name": "tests/identity", "task": "rerank", "scoring": "cross_encoder"},
+        "causal": {"served_name": "tests/causal", "task": "rerank", "scoring": "causal", **CAUSAL_CARD},
     }
-    folders = {"prompted": prompted, "raw": raw}
+    folders = {"prompted": prompted, "raw": raw, "cross": cross, "identity": identity, "causal": causal}
     for alias, card in cards.items():
         card["source"] = {"type": "folder", "path": folders.get(alias, plain)}
     path = tmp_path / "models.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,6 +12,7 @@ from grpc_status import rpc_status
 
 from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
 from tests.service.workers.conftest import running
+from tests.service.workers.tiny_causal import INSTRUCTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,3 +124,71 @@ async def test_what_cannot_be_served_is_refused_and_the_next_request_works(catal
             rpc_status.from_call(caught.value).details[0].Unpack(info)  # type: ignore[arg-type]
             assert (caught.value.code().name, info.reason, info.metadata.get("param", "")) == (status, expected, param)
             assert len((await made.rerank.Rerank(request())).results) == 4
+
+
+async def test_a_cross_encoder_reads_query_and_document_together(catalogue: Path) -> None:
+    """Each pair is counted whole, relevance is the sigmoid of the raw score, and the card tells how it reads and what it makes of it."""
+    async with running("rerank", catalogue, "cross") as made:
+        answer = await made.rerank.Rerank(request(model="cross"))
+        raw = await made.rerank.Rerank(request(model="cross", raw_scores=True))
+        card = (await made.models.GetModel(model_pb2.GetModelRequest(model="cross"))).model
+    tokens = {result.index: result.usage.tokens for result in answer.results}
+    assert tokens == {0: 8, 1: 8, 2: 9, 3: 7}
+    assert answer.usage.tokens == sum(tokens.values())
+    assert [result.index for result in raw.results] == [result.index for result in answer.results]
+    for one, two in zip(answer.results, raw.results, strict=True):
+        assert one.relevance_score == pytest.approx(1 / (1 + math.exp(-two.relevance_score)), rel=1e-5)
+    assert len({result.relevance_score for result in answer.results}) == 4
+    assert answer.provenance.pooling == "cross_encoder"
+    assert (list(card.pair.prefix_ids), list(card.pair.infix_ids), list(card.pair.suffix_ids)) == ([2], [3], [3])
+    assert (card.activation, card.max_tokens) == ("sigmoid", 48)
+
+
+async def test_a_folder_that_names_identity_gives_its_logits(catalogue: Path) -> None:
+    """As ms-marco-MiniLM does: relevance may be any number, and is the raw score."""
+    async with running("rerank", catalogue, "identity") as made:
+        answer = await made.rerank.Rerank(request(model="identity"))
+        raw = await made.rerank.Rerank(request(model="identity", raw_scores=True))
+        card = (await made.models.GetModel(model_pb2.GetModelRequest(model="identity"))).model
+    assert answer.results == raw.results
+    assert card.activation == "none"
+
+
+async def test_a_pairs_document_is_cut_to_the_room_that_its_query_leaves(catalogue: Path) -> None:
+    """By tokens or by characters, on the side that was asked for; a query that leaves no room is refused with its numbers."""
+    long = ("dog", " ".join(["cat"] * 100))
+    async with running("rerank", catalogue, "cross", max_document_length=500) as made:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"documents\[1\]\.text has 100 tokens; the query leaves room for 42 of the 48"):
+            await made.rerank.Rerank(request(documents=long, model="cross"))
+        cut = await made.rerank.Rerank(request(documents=long, model="cross", truncation=options_pb2.RIGHT))
+        many = await made.rerank.Rerank(request(documents=("dog", "dog " * 200), model="cross", max_tokens_per_doc=4))
+        with pytest.raises(grpc.aio.AioRpcError, match=r"query has 100 tokens and leaves no room .* a query may have 44\."):
+            await made.rerank.Rerank(request(query=long[1], model="cross", truncation=options_pb2.RIGHT))
+    assert list(cut.warnings) == ["documents[1] was cut by 58 tokens to 42."]
+    assert {result.index: result.usage.tokens for result in cut.results} == {0: 7, 1: 48}
+    assert cut.usage.tokens_cut == 58
+    assert list(many.warnings) == ["documents[1] was cut by 121 tokens to 4."]
+
+
+async def test_a_causal_reranker_takes_an_instruction(catalogue: Path) -> None:
+    """The request's changes the score, an empty one is the card's, and provenance tells which it was; ids are the templates' own."""
+    async with running("rerank", catalogue, "causal") as made:
+        card = (await made.models.GetModel(model_pb2.GetModelRequest(model="causal"))).model
+        own = await made.rerank.Rerank(request(model="causal"))
+        same = await made.rerank.Rerank(request(model="causal", instruction=INSTRUCTION))
+        other = await made.rerank.Rerank(request(model="causal", instruction="Find what is about bread"))
+        texts = [card.pair.query_template.format(instruction=INSTRUCTION, query="the cat sat"), *(f" {text}" for text in DOCUMENTS)]
+        tokens = await made.models.Tokenize(
+            model_pb2.TokenizeRequest(model="causal", inputs=[options_pb2.Input(text=text) for text in texts])
+        )
+        query, *documents = [IDS(ids=one.ids) for one in tokens.tokenizations]
+        by_ids = await made.rerank.Rerank(
+            rerank_pb2.RerankRequest(
+                model="causal", query_token_ids=query, documents=[options_pb2.Input(token_ids=one) for one in documents]
+            )
+        )
+    assert own.results == same.results == by_ids.results
+    assert own.results != other.results
+    assert all(0 < result.relevance_score < 1 for result in own.results)
+    assert [own.provenance.prompt, other.provenance.prompt] == [INSTRUCTION, "Find what is about bread"]
+    assert (card.activation, card.pooling, card.pair.instruction) == ("sigmoid", "causal", INSTRUCTION)

@@ -90,7 +90,7 @@ async def test_a_model_that_cannot_be_served_does_not_take_the_others_along(cata
         assert answer.status == 200
         assert report["status"] == "degraded"
         assert [model["status"] for model in report["models"]] == ["unavailable", "ok"]
-        assert "cross_encoder is not served" in report["models"][0]["reason"]
+        assert "scoring cross_encoder needs a classifier" in report["models"][0]["reason"]
         assert await check(made, "model/crossed") == NOT_SERVING
         assert await check(made, "") == SERVING
 
