@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from quadrate import __version__
 from quadrate.config.shipped import shipped
 from quadrate.errors import ConfigError, QuadrateError, StoreError
+
+if TYPE_CHECKING:
+    from quadrate.client.requests import Form
 
 app = typer.Typer(
     name="quadrate",
@@ -30,7 +33,6 @@ app.add_typer(config_app, name="config")
 Precision = Literal["exact", "fast", "small"]
 Role = Literal["query", "document"]
 Truncation = Literal["none", "left", "right"]
-Form = Literal["dense", "sparse", "multi_vector"]
 ValueType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Config = Annotated[
     Path | None,
@@ -161,7 +163,7 @@ def embed(  # noqa: PLR0913 - the flags
     prompt: Annotated[str | None, typer.Option(help="Put before each text, as it stands.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="One of the model's prompts by name.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What is looked for, for models whose queries carry an instruction.")] = None,
-    output: Annotated[list[Form] | None, typer.Option(help="A form to give; may be repeated. Default: dense.")] = None,
+    output: Annotated[list[str] | None, typer.Option(help="dense, sparse or multi_vector; may be repeated. Default: dense.")] = None,
     value_type: Annotated[ValueType | None, typer.Option(help="Number format of vectors. Default: float32.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to this width, where the model is trained for it.", min=1)] = None,
     normalize: Annotated[
@@ -184,7 +186,7 @@ def embed(  # noqa: PLR0913 - the flags
         prompt_name=prompt_name,
         instruction=instruction,
         truncation=truncation,
-        outputs=output or (),
+        outputs=cast("list[Form]", output or []),
         value_type=value_type,
         dimensions=dimensions,
         normalize=normalize,
