@@ -236,13 +236,13 @@ def _texts_per_second_of_loop(loop: Loop, texts: Sequence[str], budget: int) -> 
     return len(texts) / (time.perf_counter() - started + loop.seconds(readings, budget))
 
 
-def alternate(rounds: int, what: dict[str, Measure]) -> dict[str, list[float]]:
+def alternate(rounds: int, what: dict[str, Measure], *, unit: str = "texts/s") -> dict[str, list[float]]:
     """Take each measure once a round, in turn and then in reverse, and return the figures by name."""
     figures: dict[str, list[float]] = {name: [] for name in what}
     for number in range(rounds):
         for name in list(what)[:: -1 if number % 2 else 1]:
             figures[name].append(what[name]())
-            print(f"  round {number + 1}: {name}: {figures[name][-1]:.1f} texts/s", flush=True)
+            print(f"  round {number + 1}: {name}: {figures[name][-1]:.1f} {unit}", flush=True)
     return figures
 
 
@@ -260,9 +260,14 @@ def report(figures: dict[str, list[float]], budgets: dict[str, int], texts: Sequ
         else None,
         "best_budget": budgets,
         "tokens": {"texts": len(texts), "mean": float(np.mean(lengths)), "p95": float(np.percentile(lengths, 95)), "most": max(lengths)},
-        "machine": {"processor": _processor(), "cores": usable_cores(), "python": platform.python_version()},
+        "machine": machine(),
         "versions": {name: version(name) for name in ("onnxruntime", "numpy", "tokenizers")},
     }
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures were measured on."""
+    return {"processor": _processor(), "cores": usable_cores(), "python": platform.python_version()}
 
 
 def _processor() -> str:
