@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_bge_m3(path: Path, **options: Any) -> Path:
+def write_bge_m3(path: Path, *, multi_vector_width: int = WIDTH, **options: Any) -> Path:
     """Write a model with bge-m3's three heads, in the torch files that it has them in; `options` are those of write_tiny_model."""
     write_tiny_model(path, pooling="cls", **options)
-    for name, outputs in (("sparse_linear", 1), ("colbert_linear", WIDTH)):
+    for name, outputs in (("sparse_linear", 1), ("colbert_linear", multi_vector_width)):
         checkpoints.save(path / f"{name}.pt", tiny_tensors({"weight": (outputs, WIDTH), "bias": (outputs,)}))
     return path
 

@@ -125,6 +125,45 @@ EMBEDDINGS = (
     Row("a NUL character among good texts", {**MODEL, "input": ["hello", "\0"]}, "input[1]", "invalid_value"),
     Row("an unknown truncate", {**MODEL, "input": "hello", "truncate": "middle"}, "truncate", "invalid_value"),
     Row("an unknown prompt_name", {**MODEL, "input": "hello", "prompt_name": "nope"}, "prompt_name", "invalid_value"),
+    Row("an unknown input_type", {**MODEL, "input": "hello", "input_type": "image"}, "input_type", "invalid_value"),
+    Row("two ways to a prompt", {**MODEL, "input": "a", "input_type": "query", "prompt_name": "b"}, "prompt_name", "invalid_value"),
+    Row("an instruction to a model that takes none", {**MODEL, "input": "hello", "instruction": "x"}, "instruction", "invalid_value"),
+    Row("a number as instruction", {**MODEL, "input": "hello", "instruction": 5}, "instruction", "invalid_type"),
+)
+
+COHERE = {**MODEL, "input_type": "search_query"}
+COHERE_TEXTS = {**COHERE, "texts": ["hello"]}
+COHERE_EMBEDS = (
+    *MALFORMED,
+    Row("a key twice", b'{"model": "minilm", "texts": ["a"], "texts": ["b"]}', "texts", "duplicate_key"),
+    Row("no model", {"input_type": "search_query", "texts": ["a"]}, "model", "missing_required_parameter"),
+    Row("no input_type", {**MODEL, "texts": ["a"]}, "input_type", "missing_required_parameter"),
+    Row("an unknown input_type", {**COHERE_TEXTS, "input_type": "image"}, "input_type", "invalid_value"),
+    Row("no texts", COHERE, "texts", "missing_required_parameter"),
+    Row("an empty list", {**COHERE, "texts": []}, "texts", "empty_input"),
+    Row("an empty text among good ones", {**COHERE, "texts": ["hello", ""]}, "texts[1]", "empty_input"),
+    Row("blanks alone", {**COHERE, "texts": [" "]}, "texts[0]", "empty_input"),
+    Row("a string as texts", {**COHERE, "texts": "hello"}, "texts", "invalid_type"),
+    Row("a number among texts", {**COHERE, "texts": ["hello", 5]}, "texts[1]", "invalid_type"),
+    Row("a list over the limit", {**COHERE, "texts": ["a"] * 2049}, "texts", "too_many_inputs"),
+    Row("a text too long, refused in words", {**COHERE, "texts": [LONG], "truncate": "NONE"}, "texts[0]", "context_length_exceeded"),
+    Row("a NUL character", {**COHERE, "texts": ["hel\0lo"]}, "texts[0]", "invalid_value"),
+    Row("texts and inputs", {**COHERE_TEXTS, "inputs": [{"content": []}]}, "inputs", "invalid_value"),
+    Row("an image", {**COHERE, "images": ["data:image/png;base64,AAAA"]}, "images", "invalid_value"),
+    Row(
+        "an image among contents",
+        {**COHERE, "inputs": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "inputs[0].content[0]",
+        "invalid_value",
+    ),
+    Row("an unknown embedding type", {**COHERE_TEXTS, "embedding_types": ["float", "int4"]}, "embedding_types[1]", "invalid_value"),
+    Row("a string as embedding_types", {**COHERE_TEXTS, "embedding_types": "float"}, "embedding_types", "invalid_type"),
+    Row("an output_dimension on a model that cannot", {**COHERE_TEXTS, "output_dimension": 64}, "output_dimension", "invalid_value"),
+    Row("an output_dimension as a string", {**COHERE_TEXTS, "output_dimension": "64"}, "output_dimension", "invalid_type"),
+    Row("an unknown truncate", {**COHERE_TEXTS, "truncate": "MIDDLE"}, "truncate", "invalid_value"),
+    Row("max_tokens without room", {**COHERE_TEXTS, "max_tokens": 2}, "max_tokens", "invalid_value"),
+    Row("an unknown model", {**COHERE_TEXTS, "model": "nope"}, "model", "model_not_found", 404),
+    Row("a model of the other task", {**COHERE_TEXTS, "model": "minilm-rerank"}, "model", "model_not_found", 404),
 )
 
 RERANKS = (
@@ -179,8 +218,11 @@ NATIVE_EMBEDS = (
     Row("a NUL character", {**MODEL, "inputs": [{"text": "hel\0lo"}]}, "inputs[0].text", "invalid_value"),
     Row("a prompt and a prompt's name", {**TEXTS, "prompt": "a", "prompt_name": "b"}, "prompt", "invalid_value"),
     Row("an unknown number for an enum", {**TEXTS, "truncation": 9}, "truncation", "invalid_value"),
-    Row("an output not served", {**TEXTS, "outputs": ["SPARSE"]}, "outputs", "not_implemented", 501),
-    Row("a value type not served", {**TEXTS, "value_type": "INT8"}, "value_type", "not_implemented", 501),
+    Row("an output that the model does not give", {**TEXTS, "outputs": ["DENSE", "SPARSE"]}, "outputs", "invalid_value"),
+    Row("an unknown number for an output", {**TEXTS, "outputs": [9]}, "outputs", "invalid_value"),
+    Row("an unknown number for a value type", {**TEXTS, "value_type": 9}, "value_type", "invalid_value"),
+    Row("int8 of vectors of any length", {**TEXTS, "value_type": "INT8", "normalize": False}, "value_type", "invalid_value"),
+    Row("an instruction to a model that takes none", {**TEXTS, "instruction": "find cats"}, "instruction", "invalid_value"),
     Row("malformed", b'{"model": "minilm" "inputs"}', None, "invalid_value", over_grpc=False),
     Row("cut off", b'{"model": "minilm", "inputs": [{"text": "hel', None, "invalid_value", over_grpc=False),
     Row("an array", b"[]", None, "invalid_value", over_grpc=False),
@@ -237,6 +279,7 @@ def still_works(rest: httpx.Client) -> Iterator[None]:
         *cases("/v1/embeddings", EMBEDDINGS),
         *cases("/v1/rerank", RERANKS),
         *cases("/v2/rerank", RERANKS),
+        *cases("/v2/embed", COHERE_EMBEDS),
         *cases("/quadrate/v1/embed", NATIVE_EMBEDS),
         *cases("/quadrate/v1/rerank", NATIVE_RERANKS),
     ],
@@ -258,8 +301,8 @@ def check_rest(path: str, row: Row, answer: httpx.Response) -> None:
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", row.param, row.code), error
     assert len(error["message"]) > 20
     assert "Traceback" not in error["message"]
-    is_rerank = path in {"/v1/rerank", "/v2/rerank"}
-    assert body == ({"error": error, "message": error["message"]} if is_rerank else {"error": error})
+    is_coheres = path in {"/v1/rerank", "/v2/rerank", "/v2/embed"}
+    assert body == ({"error": error, "message": error["message"]} if is_coheres else {"error": error})
 
 
 def check_grpc(row: Row, error: grpc.RpcError) -> None:
@@ -284,6 +327,8 @@ def refused(channel: grpc.Channel, path: str, row: Row) -> grpc.RpcError:
                 CohereServiceStub(channel).RerankV1(body, timeout=30)
             case "/v2/rerank":
                 CohereServiceStub(channel).RerankV2(body, timeout=30)
+            case "/v2/embed":
+                CohereServiceStub(channel).EmbedV2(body, timeout=30)
             case "/quadrate/v1/embed":
                 EmbedServiceStub(channel).Embed(json_format.ParseDict(row.body, EmbedRequest()), timeout=30)
             case _:
@@ -303,6 +348,7 @@ def refused(channel: grpc.Channel, path: str, row: Row) -> grpc.RpcError:
         pytest.param("GET", "/quadrate/v1/models/nope", {}, 404, "model_not_found", id="unknown model in a native path"),
         pytest.param("GET", "/v1/embeddings", {}, 405, "method_not_allowed", id="GET where POST is due"),
         pytest.param("PUT", "/v2/rerank", {}, 405, "method_not_allowed", id="PUT where POST is due"),
+        pytest.param("GET", "/v2/embed", {}, 405, "method_not_allowed", id="GET where Cohere posts"),
         pytest.param("DELETE", "/v1/models", {}, 405, "method_not_allowed", id="DELETE where GET is due"),
         pytest.param("POST", "/health/ready", {}, 405, "method_not_allowed", id="POST where GET is due"),
         pytest.param("POST", "/v1/embeddings", {"content-type": "text/plain"}, 415, "unsupported_media_type", id="plain text"),
@@ -327,7 +373,7 @@ def test_what_http_itself_forbids_is_told_in_the_same_shape(
 
 
 @pytest.mark.usefixtures("still_works")
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/quadrate/v1/embed"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/v2/embed", "/quadrate/v1/embed"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
 def test_a_body_over_the_limit_is_413(path: str, rest: httpx.Client, *, chunked: bool) -> None:
     """One byte more than 8 MiB is refused, whether its length is told before or not."""
