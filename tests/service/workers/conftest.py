@@ -15,7 +15,7 @@ from embed_worker.service import services as embed_services
 from quadrate.config.worker import EmbedSettings, RerankSettings
 from quadrate.telemetry import Telemetry
 from quadrate.testing.model_folder import write_tiny_cross_encoder, write_tiny_model
-from quadrate.v1 import embed_pb2_grpc, model_pb2_grpc, rerank_pb2_grpc
+from quadrate.v1 import admin_pb2_grpc, embed_pb2_grpc, model_pb2_grpc, rerank_pb2_grpc
 from quadrate.worker import Worker
 from rerank_worker.service import services as rerank_services
 from tests.service.workers.tiny_causal import CAUSAL_CARD, write_tiny_causal
@@ -33,6 +33,7 @@ class Running:
     embed: embed_pb2_grpc.EmbedServiceAsyncStub
     rerank: rerank_pb2_grpc.RerankServiceAsyncStub
     models: model_pb2_grpc.ModelServiceAsyncStub
+    admin: admin_pb2_grpc.AdminServiceAsyncStub
     health: health_pb2_grpc.HealthStub
 
 
@@ -82,5 +83,6 @@ async def running(task: str, catalogue: Path, *models: str, wait: bool = True, *
             embed_pb2_grpc.EmbedServiceStub(channel),
             rerank_pb2_grpc.RerankServiceStub(channel),
             model_pb2_grpc.ModelServiceStub(channel),
+            admin_pb2_grpc.AdminServiceStub(channel),
             health_pb2_grpc.HealthStub(channel),
         )

@@ -180,8 +180,8 @@ async def start(catalogue: Path, **environment: str) -> asyncio.subprocess.Proce
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"EMBED_DEVICE": "gpu"}, b"onnxruntime-gpu"),
-        ({"EMBED_PRECISION": "small"}, b"precision exact alone"),
+        ({"EMBED_DEVICE": "gpu"}, b"quadrate[gpu]"),
+        ({"EMBED_PRECISION": "half"}, b"EMBED_PRECISION"),
         ({"EMBED_MODEL_NAME": "nothing"}, b"there are: tiny"),
         ({"QUADRATE_MODELS_PATH": "/nowhere.yaml"}, b"/nowhere.yaml"),
     ],
