@@ -16,7 +16,8 @@ from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
 from quadrate.runtime.jobs import Lane
 from quadrate.runtime.packing import Reading
-from quadrate.runtime.sessions import NullSession, choose, open_session
+from quadrate.runtime.sessions import AGREEMENT, NullSession, choose, open_session
+from quadrate.runtime.sessions.own_graph import OwnGraphSession
 from quadrate.runtime.weights import Weights
 from quadrate.tokenizer import TextTokenizer
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from quadrate.runtime.graphs import Form
     from quadrate.runtime.jobs import Job
     from quadrate.runtime.scheduler import Scheduler
-    from quadrate.runtime.sessions import Session
+    from quadrate.runtime.sessions import Session, Way
     from quadrate.runtime.store import StoredModel
     from quadrate.telemetry import Trace
 
@@ -40,8 +41,6 @@ CANARIES = (
     "yes",
     "One text is longer than the others, so that the batch has places to fill. " * 3,
 )
-AGREEMENT = 1e-4
-"""How far a value may lie from the same text's value in another run: float32 sums in another order differ by about 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +95,28 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
     facts = folder.read(stored.path, card)
     tokenizer = _tokenizer(facts)
     way = choose(settings.device, settings.precision, gpu_memory_bytes=settings.gpu_memory_mib * 2**20)
-    weights = Weights(stored.path)
-    graph = build(facts, weights, way.arithmetic)
+    opened = _own(facts, way, settings) if facts.graph else _ours(facts, way, settings)
+    return Model(alias, card, facts, stored.revision, tokenizer, opened[0], settings.precision, *opened[1:], created=int(time.time()))
+
+
+def _ours(facts: Facts, way: Way, settings: WorkerSettings) -> tuple[Session, Mapping[str, Form], int]:
+    """Write the model's graph and open it; return the session, what it gives, and the bytes of its weights."""
+    weights = Weights(facts.path)
+    graph = build(facts, weights, way.arithmetic, way.kernels)
     session: Session = NullSession(graph.outputs)
     if settings.session == "onnx":
         session = open_session(graph, way, threads=settings.threads)
     weights.release()
-    made = (alias, card, facts, stored.revision, tokenizer, session, settings.precision, graph.outputs, graph.weight_bytes)
-    return Model(*made, created=int(time.time()))
+    return session, graph.outputs, graph.weight_bytes
+
+
+def _own(facts: Facts, way: Way, settings: WorkerSettings) -> tuple[Session, Mapping[str, Form], int]:
+    """Open the graph that the folder brings; return as `_ours` does."""
+    session = OwnGraphSession(facts, way, threads=settings.threads)
+    if settings.session == "onnx":
+        return session, session.forms, session.weight_bytes
+    session.close()
+    return NullSession(session.forms), session.forms, session.weight_bytes
 
 
 def _tokenizer(facts: Facts) -> TextTokenizer:
@@ -184,7 +197,8 @@ class Engine:
                 raise ConfigError(f"{self.model.alias}: {self.lane.failed or error.message}") from error
 
     def _compare(self, row: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
-        if not np.isfinite(row).all() or np.abs(row - alone).max() > AGREEMENT * max(1.0, float(np.abs(alone).max())):
+        agreement = AGREEMENT[self.model.precision]
+        if not np.isfinite(row).all() or np.abs(row - alone).max() > agreement * max(1.0, float(np.abs(alone).max())):
             raise ConfigError(f"{self.model.alias}: the canary's answer alone is not that in a batch; the model is not served.")
 
 

@@ -50,5 +50,7 @@ class Facts:
     """Whether the tokens of a pair's second text have a token type of their own, where the model knows two."""
     activation: Activation = "none"
     """What makes the relevance of a reranker's raw score."""
+    graph: str = ""
+    """The folder's own ONNX graph that is run instead of ours, as a path in it. Empty: ours."""
     instruction_template: str = ""
     """The prompt of a query for which a request gives an instruction, with `{instruction}` in its place. Empty: the model takes none."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.errors import ConfigError
 from quadrate.runtime.encoders import FAMILIES
+from quadrate.runtime.encoders.foreign import Foreign
 from quadrate.runtime.folder import heads, tokens
 from quadrate.runtime.folder.facts import Facts
 from quadrate.runtime.folder.modules import Modules
@@ -68,6 +69,7 @@ def read(path: Path, card: ModelCard) -> Facts:
         pair=scoring.pair,
         has_pair_types=scoring.has_types,
         activation=scoring.activation,
+        graph=card.graph or "",
         instruction_template=instruction_template(card, texts) if card.task == "embed" else "",
     )
 
@@ -91,6 +93,8 @@ def _scoring(path: Path, card: ModelCard, modules: Modules, head: Head) -> _Scor
 def _encoder(path: Path, card: ModelCard) -> tuple[str, Encoder]:
     config = JsonFile(path / "config.json")
     family = str(config.data.get("model_type"))
+    if card.graph is not None:
+        return family, Foreign.read(config)
     if family not in FAMILIES:
         raise ConfigError(f"{config.path}: model_type is {family!r}; this version serves {', '.join(FAMILIES)}.")
     if card.architecture not in (None, family):

@@ -49,6 +49,8 @@ def max_tokens(path: Path, card: ModelCard, encoder: Encoder) -> int:
     said = JsonFile(path / "tokenizer_config.json", required=False)
     limits = [module_config(path).data.get("max_seq_length"), said.data.get("model_max_length")]
     given = next((int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT), encoder.max_positions)
+    if min(given, encoder.max_positions) >= _NO_LIMIT:
+        raise ConfigError(f"{path}: no file says how many tokens the model reads; set max_tokens in its card.")
     return min(given, encoder.max_positions)
 
 
