@@ -1,13 +1,14 @@
 """The queue before the sessions, and the threads that empty it.
 
-    submit ──► waiting, in fair order ──► plan ──► run (one thread a core) ──► one wake-up of the event loop a batch
+    submit ──► short texts, in fair order ──► plan ──► run (one thread a core) ────────┐
+          └──► long texts, in fair order  ──► plan ──► run (threads that give way) ────┴──► one wake-up of the event loop a batch
 
-Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: by virtual time, in
-which every request gets an equal share of the runners (start-time fair queueing, Goyal et al. 1996); a request's first few runs' worth
-starts at once, the rest of a large one as its share allows. So ordinary requests go in order of arrival, and one of 2,048 texts takes turns
-with them. *Bound*: a request whose first
-text could not run within the queue's timeout, or whose last text could not be ready by its deadline, is refused at once. *Ends*: a request
-ends by its answer, by its deadline, by its caller's leaving, or by its model's failure, and no path leaves it without an end.
+Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: see `quadrate.runtime.waiting`. *Long texts*
+have threads of their own, which the kernel lets run when short texts leave it time: a short text waits for a runner among its like, and
+never until a long one ends. While short texts wait or run, long ones have all runners but one, and always one. *Identical texts* that wait
+or run at the same time are run once; each stands in the order by itself, and whichever comes first brings the answer to all. *Bound*: see
+`quadrate.runtime.admission`: what cannot be served in time is refused. *Ends*: a request ends by its answer, by its deadline, by its
+caller's leaving, or by its model's failure, and no path leaves it without an end.
 
 Submitting and answering happen on the event loop's thread; everything marked so happens under the lock.
 """
@@ -15,45 +16,54 @@ Submitting and answering happen on the event loop's thread; everything marked so
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
+import math
 import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
-from quadrate.runtime import batching
+from quadrate.runtime import admission, batching
 from quadrate.runtime.jobs import Batch, Job, Text
+from quadrate.runtime.waiting import Line, Tenants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from quadrate.runtime.jobs import Lane, Meter, Rules
+    from quadrate.runtime.jobs import Lane, Meter, Rules, TextKey
     from quadrate.runtime.packing import Reading
     from quadrate.telemetry import Trace
 
-NICENESS = 5
-"""Runners yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run."""
+SHORT, LONG = False, True
+NICENESS = {SHORT: 5, LONG: 10}
+"""Runners yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run.
+And runs of long texts yield to those of short ones."""
 STUCK_FACTOR = 20.0
 """A run is stuck when it takes so many times longer than predicted, and longer than the scheduler's `stuck_seconds`."""
 STOOD_STILL_SECONDS = 5.0
 """Two looks for stuck runs this far apart mean that the process itself stood still, and its runs with it."""
-MIN_RETRY_SECONDS = 0.05
 FREE_RUNS = 4
 """So many full runs' worth of each request start at once."""
-PATIENCE_FACTOR = 10.0
-"""A caller without a deadline may wait for its last text so many queue timeouts: otherwise such callers could fill the memory."""
+DRAIN_STEP_SECONDS = 0.02
 
-_new_order = iter(range(1 << 62)).__next__
+
+class _Lane:
+    """The runners for short texts, or those for long ones. Under the lock."""
+
+    def __init__(self, lock: threading.Lock, *, is_long: bool) -> None:
+        self.is_long = is_long
+        self.line = Line(is_long)
+        self.changed = threading.Condition(lock)
+        self.idle = 0
+        self.running = 0
 
 
 class Scheduler:
-    """Runs the texts of all models of a process, on `rules.runners` threads.
+    """Runs the texts of all models of a process, on `rules.runners` threads, and on as many for long texts.
 
     Args:
         rules: How it decides.
@@ -72,11 +82,9 @@ class Scheduler:
         self._on_failure = on_failure
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
-        self._waiting: list[Text] = []  # by start, then order
-        self._waiting_seconds = 0.0
-        self._virtual = 0.0
-        self._idle = 0
+        self._lock = threading.Lock()
+        self._short, self._long = self._lanes = (_Lane(self._lock, is_long=SHORT), _Lane(self._lock, is_long=LONG))
+        self._tenants = Tenants()
         self._running: dict[int, Batch] = {}
         self._jobs: set[Job] = set()
         self._seen: dict[str, None] = {}
@@ -84,18 +92,19 @@ class Scheduler:
         self._watched = clock()
         self.runs = 0
         """Runs that have ended."""
-        self._threads = [threading.Thread(target=self._serve, args=(slot,), name=f"runner-{slot}") for slot in range(rules.runners)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for lane in self._lanes:
+            for _ in range(rules.runners):
+                self._begin_runner(lane)
 
     def queued(self) -> dict[str, tuple[int, float]]:
         """Return for each model that has waiting texts, or had any before, their tokens and the seconds they are predicted to take."""
         found = dict.fromkeys(self._seen, (0, 0.0))
-        with self._changed:
-            for text in self._waiting:
-                if not text.job.over:
-                    tokens, seconds = found[text.job.lane.name]
-                    found[text.job.lane.name] = (tokens + text.tokens, seconds + text.seconds / self._rules.runners)
+        with self._lock:
+            for text in (text for lane in self._lanes for text in lane.line):
+                if text.counted and not text.out and not text.job.over:
+                    tokens, seconds = found[text.lane.name]
+                    found[text.lane.name] = (tokens + text.tokens, seconds + text.seconds / self._rules.runners)
         return found
 
     async def run(
@@ -123,56 +132,80 @@ class Scheduler:
             DeadlineExceeded: The deadline passed.
             Unavailable: The model failed, or the process is going.
         """
-        texts = len(readings)
-        job = Job(lane, tuple(outputs), deadline, tenant, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
-        self._submit(job, readings)
-        timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._expire, job) if deadline is not None else None
+        if lane.failed or self._closed:
+            raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
+        texts, whose = len(readings), self._tenants.of(tenant)
+        job = Job(lane, tuple(outputs), deadline, whose, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
+        timer = None
         try:
+            self._submit(job, readings)
+            if deadline is not None:
+                timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._expire, job)
             await job.future
         except asyncio.CancelledError:
             self._end(job, "cancelled")
             raise
         finally:
+            whose.jobs -= 1
             self._jobs.discard(job)
+            job.twinned.clear()
             if timer is not None:
                 timer.cancel()
         return job
 
     def busy(self, lane: Lane) -> bool:
         """Whether a request of a model waits or a run of it goes on, be it for callers who have gone."""
-        with self._changed:
+        with self._lock:
             running = any(batch.lane is lane for batch in self._running.values())
         return running or any(job.lane is lane for job in self._jobs)
+
+    async def drain(self, lane: Lane) -> None:
+        """Wait until nothing of a model waits or runs; whoever calls sees to it that nothing new comes."""
+        while self.busy(lane):  # noqa: ASYNC110 - what a cancelled caller had begun ends on a thread, unannounced
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
 
     def fail(self, lane: Lane, reason: str) -> None:
         """Take a model out of service for good: its callers get a retryable error now. Called on the event loop's thread."""
         if lane.failed:
             return
-        lane.failed = reason
+        lane.failed, lane.broken = reason, True
         for job in [job for job in self._jobs if job.lane is lane]:
             self._refuse(
                 job, Unavailable(f"The model {lane.name} failed and its worker restarts. Try again.", retry_after_seconds=1.0), "failed"
             )
+        lane.flying.clear()
         self._on_failure(lane)
 
     def watch(self) -> None:
-        """Look for stuck runs; to be called about once a second on the event loop's thread."""
+        """Look for stuck runs; to be called about once a second on the event loop's thread.
+
+        The model of one is failed, and another thread takes its runner's place.
+        """
         now = self._clock()
         before, self._watched = self._watched, now
         if now - before > STOOD_STILL_SECONDS:
             return
-        with self._changed:
-            running = list(self._running.values())
+        with self._lock:
+            running = [batch for batch in self._running.values() if not (batch.abandoned or batch.ended_ns)]
         for batch in running:
             allowed = max(self._rules.stuck_seconds, STUCK_FACTOR * batch.predicted)
             if now - batch.started > allowed:
+                self._abandon(batch)
                 self.fail(batch.lane, f"a run of {batch.tokens} tokens takes longer than {allowed:.0f} s")
+
+    def _abandon(self, batch: Batch) -> None:
+        lane = self._lanes[batch.is_long]
+        with self._lock:
+            batch.abandoned = True
+            lane.running -= 1
+        self._begin_runner(lane)
 
     async def close(self, *, timeout_seconds: float = 5.0) -> bool:
         """End what waits by an error and the threads after their run. Returns whether all have ended in time; a stuck one has not."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            for lane in self._lanes:
+                lane.changed.notify_all()
         for job in list(self._jobs):
             self._refuse(job, Unavailable("The worker is stopping. Try again.", retry_after_seconds=1.0), "failed")
         return await asyncio.to_thread(self._join, self._clock() + timeout_seconds)
@@ -182,73 +215,78 @@ class Scheduler:
             thread.join(max(0.0, until - self._clock()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def _begin_runner(self, lane: _Lane) -> None:
+        slot = len(self._threads)
+        thread = threading.Thread(target=self._serve, args=(slot, lane), name=f"{'long-' if lane.is_long else ''}runner-{slot}")
+        self._threads.append(thread)
+        thread.start()
+
     # On the event loop's thread.
 
     def _submit(self, job: Job, readings: Sequence[Reading]) -> None:
-        lane = job.lane
-        if lane.failed or self._closed:
-            raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
-        self._seen[lane.name] = None
-        costs = [lane.cost.share(len(reading)) for reading in readings]
-        with self._changed:
-            starts = (self._virtual + np.maximum(0.0, np.cumsum(costs) - self._free_seconds(lane))).tolist()
-            self._admit(job, starts[0], starts[-1], sum(costs))
-            self._enqueue(job, readings, costs, starts)
-            self._changed.notify(len(readings))
+        self._seen[job.lane.name] = None
+        with self._lock:
+            new: dict[TextKey, Text] = {}
+            texts = self._texts(job, readings, new)
+            try:
+                admission.admit(job, texts, (self._short.line, self._long.line), self._rules, self._clock())
+            except Overloaded:
+                self._meter.dropped(job.lane, "overloaded", len(job.results))
+                raise
+            job.lane.flying.update(new)
+            self._enqueue(job, texts)
         self._jobs.add(job)
 
-    def _free_seconds(self, lane: Lane) -> float:
-        """Return how much work of a request starts at once."""
-        return FREE_RUNS * lane.cost.share(self._rules.limits.tokens)
+    def _texts(self, job: Job, readings: Sequence[Reading], new: dict[TextKey, Text]) -> list[Text]:
+        """Make a job's texts: those whose work nobody waits for yet are `new`, the others are counted no more. Under the lock."""
+        lane, outputs, clock, flying = job.lane, job.outputs, job.tenant.clock, job.lane.flying
+        share, is_long = lane.cost.share, self._rules.is_long
+        due = job.submitted + self._rules.queue_seconds
+        if job.deadline is not None and job.deadline < due:
+            due = job.deadline
+        free = FREE_RUNS * share(self._rules.limits.tokens) if len(readings) > 1 else math.inf
+        taken, texts = 0.0, []
+        for place, reading in enumerate(readings):
+            tokens, key = len(reading), (outputs, reading.second, reading.ids.tobytes())
+            seconds = share(tokens)
+            first = flying.get(key) or new.get(key)
+            counted = first is None or (first.job.over and not first.out)
+            if counted:
+                taken += seconds
+            start = clock if taken <= free else clock + taken - free
+            text = Text(job, lane, place, reading, tokens, seconds, is_long(tokens), start, due, key, counted)
+            if counted:
+                new[key] = text
+            texts.append(text)
+        return texts
 
-    def _admit(self, job: Job, first: float, last: float, own: float) -> None:
-        """Refuse what cannot run in time: first and last text start at these virtual times, its work is `own` seconds. Under the lock."""
-        wait = self._ahead(first)
-        if wait > self._rules.queue_seconds:
-            self._meter.dropped(job.lane, "overloaded", len(job.results))
-            raise Overloaded(
-                f"The queue is {wait:.1f} s long, the limit is {self._rules.queue_seconds:.1f} s. Try again later.",
-                retry_after_seconds=max(MIN_RETRY_SECONDS, wait - self._rules.queue_seconds),
-            )
-        if job.deadline is None and self._ahead(last) > PATIENCE_FACTOR * self._rules.queue_seconds:
-            self._meter.dropped(job.lane, "overloaded", len(job.results))
-            raise Overloaded(
-                "The queue is too long for so many texts. Send less at once, or try again later.", retry_after_seconds=wait + 1.0
-            )
-        ready = self._ahead(last) + own / self._rules.runners
-        if job.deadline is not None and job.lane.cost.runs and self._clock() + ready > job.deadline:
-            if not self._waiting:
-                raise DeadlineExceeded(f"The answer would take {ready:.3f} s, which is more than the deadline leaves. Allow more time.")
-            self._meter.dropped(job.lane, "overloaded", len(job.results))
-            raise Overloaded(
-                f"The answer would take {ready:.1f} s, the deadline is in {max(0.0, job.deadline - self._clock()):.1f} s. "
-                "Send less at once, allow more time, or try again later.",
-                retry_after_seconds=max(MIN_RETRY_SECONDS, self._waiting_seconds / self._rules.runners),
-            )
+    def _enqueue(self, job: Job, texts: Sequence[Text]) -> None:
+        """Put texts into the fair order; one whose work already runs only waits for the answer. Under the lock."""
+        if not (self._short.line.has(job.tenant) or self._long.line.has(job.tenant)):
+            self._tenants.lift(job.tenant)
+        for text in texts:
+            if text.counted:
+                job.waiting_seconds[text.is_long] += text.seconds
+            else:
+                self._join_twins(text)
+        for lane in self._lanes:
+            mine = [text for text in texts if text.is_long is lane.is_long and not text.out]
+            if mine:
+                lane.line.add(job.tenant, mine)
+                lane.changed.notify(len(mine))
 
-    def _ahead(self, start: float) -> float:
-        """Estimate how long what stands before a text with this virtual start takes. Under the lock."""
-        if not self._waiting:
-            return 0.0
-        place = bisect.bisect_right(self._waiting, start, key=_start)
-        return self._waiting_seconds * place / len(self._waiting) / self._rules.runners
-
-    def _enqueue(self, job: Job, readings: Sequence[Reading], costs: Sequence[float], starts: Sequence[float]) -> None:
-        """Put texts into the fair order. Under the lock."""
-        order = _new_order()
-        texts = [
-            Text(job, place, reading, len(reading), cost, start, order)
-            for place, (reading, cost, start) in enumerate(zip(readings, costs, starts, strict=True))
-        ]
-        if not self._waiting or self._waiting[-1].start <= texts[0].start:
-            self._waiting.extend(texts)
-        elif len(texts) == 1:
-            bisect.insort_right(self._waiting, texts[0], key=_start)
-        else:
-            self._waiting.extend(texts)
-            self._waiting.sort(key=lambda text: (text.start, text.order))
-        job.waiting_seconds = sum(costs)
-        self._waiting_seconds += job.waiting_seconds
+    @staticmethod
+    def _join_twins(text: Text) -> None:
+        """Let a text wait for the work of one that was there before. Under the lock."""
+        first = text.lane.flying[text.key]
+        if first.twins is None:
+            first.twins = [first]
+            first.job.twinned.append(first)
+        first.twins.append(text)
+        text.twins = first.twins
+        text.job.twinned.append(text)
+        text.out = first.out
+        text.job.begun |= first.out
 
     def _expire(self, job: Job) -> None:
         self._refuse(
@@ -262,12 +300,13 @@ class Scheduler:
 
     def _end(self, job: Job, reason: str) -> None:
         """Let go of what of a job still waits; runners skip it."""
-        with self._changed:
+        with self._lock:
             dropped = 0 if job.over else sum(1 for result in job.results if result is None)
             job.over = True
             self._forget(job)
             if len(job.results) > batching.WINDOW:  # the window may not come to the last of them for long
-                self._waiting = [text for text in self._waiting if text.job is not job]
+                for lane in self._lanes:
+                    lane.line.remove(job)
         if dropped:
             self._meter.dropped(job.lane, reason, dropped)
 
@@ -283,59 +322,61 @@ class Scheduler:
 
     # On the runners' threads.
 
-    def _serve(self, slot: int) -> None:
-        _yield_to_others()
-        while (batch := self._next(slot)) is not None:
+    def _serve(self, slot: int, lane: _Lane) -> None:
+        _yield_to_others(NICENESS[lane.is_long])
+        while (batch := self._next(slot, lane)) is not None:
             self._run(batch)
-            with self._changed:
+            with self._lock:
                 del self._running[slot]
+                if batch.abandoned:
+                    return
+                lane.running -= 1
+                if not lane.running and self._long.line:
+                    self._long.changed.notify_all()
             del batch  # while this thread waits it must not keep a model that is to go
 
-    def _next(self, slot: int) -> Batch | None:
+    def _next(self, slot: int, lane: _Lane) -> Batch | None:
         """Wait for work and take it; None when the scheduler closes."""
-        with self._changed:
+        with lane.changed:
             while not self._closed:
-                self._drop()
-                gathering = self._gathering()
-                if self._waiting and not gathering:
-                    self._running[slot] = batch = self._take()
-                    return batch
-                self._idle += 1
+                gathering = self._gathering(lane)
+                if lane.line and not gathering and lane.running < self._most_at_once(lane):
+                    window = lane.line.window(self._rules.limits.window, self._clock(), self._is_late)
+                    if window:
+                        self._running[slot] = batch = self._take(lane, window)
+                        return batch
+                lane.idle += 1
                 try:
-                    self._changed.wait(gathering or None)
+                    lane.changed.wait(gathering or None)
                 finally:
-                    self._idle -= 1
+                    lane.idle -= 1
             return None
 
-    def _gathering(self) -> float:
+    def _most_at_once(self, lane: _Lane) -> int:
+        """Return how many runs of a lane may go on now. Under the lock."""
+        runners = self._rules.runners
+        return max(1, runners - 1) if lane.is_long and (self._short.line or self._short.running) else runners
+
+    def _gathering(self, lane: _Lane) -> float:
         """Return how many seconds to wait for more texts, 0 for none. Under the lock."""
         delay = self._rules.delay_seconds
-        if not delay or not self._waiting or sum(text.tokens for text in self._waiting) >= self._rules.limits.tokens:
+        if not delay or lane.is_long or not lane.line or sum(text.tokens for text in lane.line) >= self._rules.limits.tokens:
             return 0.0
-        return max(0.0, min(text.job.submitted for text in self._waiting) + delay - self._clock())
+        return max(0.0, min(text.job.submitted for text in lane.line) + delay - self._clock())
 
-    def _drop(self) -> None:
-        """Take out what need not run any more, until nothing of it is in the window. Under the lock."""
-        now = self._clock()
-        while True:
-            window = self._waiting[: batching.WINDOW]
-            keep = [text for text in window if not (text.job.over or text.job.lane.broken or self._late(text, now))]
-            if len(keep) == len(window):
-                return
-            self._waiting[: batching.WINDOW] = keep
-            if not keep:  # a whole window was, so there may be many more
-                self._waiting = [text for text in self._waiting if not (text.job.over or text.job.doomed or text.job.lane.broken)]
-
-    def _late(self, text: Text, now: float) -> bool:
+    def _is_late(self, text: Text) -> bool:
         """Whether a text can no longer be of use; its job is then ended by the right error. Under the lock."""
-        job, limit = text.job, self._rules.queue_seconds
+        job, limit, now = text.job, self._rules.queue_seconds, self._clock()
         if job.doomed:
             return True
         if job.deadline is not None and now + text.seconds > job.deadline:
             self._tell(self._expire, job)
         elif not job.begun and now - job.submitted > limit:
-            wait = max(MIN_RETRY_SECONDS, limit / 4)
-            error = Overloaded(f"No room came free within {limit:.1f} s. Try again later.", retry_after_seconds=wait)
+            lines = (self._short.line, self._long.line)
+            error = Overloaded(
+                f"No room came free within {limit:.1f} s. Try again later.",
+                retry_after_seconds=admission.until_room(text, lines, self._rules),
+            )
             self._tell(self._refuse, job, error, "queue_timeout")
         else:
             return False
@@ -344,30 +385,53 @@ class Scheduler:
         return True
 
     def _forget(self, job: Job) -> None:
-        """Count the waiting texts of a job no longer. Under the lock."""
-        self._waiting_seconds -= job.waiting_seconds
-        job.waiting_seconds = 0.0
+        """Count the waiting texts of a job no longer; what others wait for, too, is counted for one of them. Under the lock."""
+        for lane in self._lanes:
+            lane.line.recount(job.tenant, -job.waiting_seconds[lane.is_long])
+        job.waiting_seconds = [0.0, 0.0]
+        for text in job.twinned:
+            if text.counted and not text.out:
+                self._pass_on(text)
 
-    def _take(self) -> Batch:
+    def _pass_on(self, text: Text) -> None:
+        """Count a text's work for another who waits for it, if there is one. Under the lock."""
+        text.counted = False
+        heir = next((twin for twin in text.group if not (twin.out or twin.job.over or twin.job.doomed or twin.job is text.job)), None)
+        if heir is None:
+            return
+        heir.counted = True
+        text.lane.flying[text.key] = heir
+        heir.job.waiting_seconds[heir.is_long] += heir.seconds
+        self._lanes[heir.is_long].line.recount(heir.job.tenant, heir.seconds)
+
+    def _take(self, lane: _Lane, window: Sequence[Text]) -> Batch:
         """Plan the next batch and take it out of the queue. Under the lock."""
-        window = self._waiting[: batching.WINDOW]
-        lane = window[0].job.lane
-        mine = [text for text in window if text.job.lane is lane]
-        now = self._clock()
-        typical = lane.cost.share(self._rules.limits.tokens)
-        chosen = batching.plan(mine, self._rules.limits, now=now, run_seconds=typical, runners=self._idle + 1, waste=lane.waste)
-        texts = [mine[place] for place in chosen]
-        taken = set(map(id, texts))
-        self._waiting[: batching.WINDOW] = [text for text in window if id(text) not in taken]
+        model = window[0].lane
+        free = min(lane.idle + 1, self._most_at_once(lane) - lane.running)
+        places = batching.plan(window, self._rules.limits, runners=free, waste=model.waste)
+        for place in batching.passed_over(places):
+            window[place].skips += 1
+        texts = [window[place] for place in places]
+        self._tenants.charge(texts)
         for text in texts:
-            text.job.begun = True
-            text.job.waiting_seconds -= text.seconds
-            self._waiting_seconds -= text.seconds
-        if not self._waiting:
-            self._waiting_seconds = 0.0  # what rounding left
-        self._virtual += sum(text.seconds for text in texts) / max(1, len(self._jobs))
-        lone = self._rules.runners > 1 and not self._waiting and not self._running
-        return Batch(lane, texts, lone, lane.cost.seconds([text.tokens for text in texts]), now, time.time_ns())
+            self._take_out(text)
+        for each in self._lanes:
+            each.line.sweep()
+        alone = not self._running and not any(each.line for each in self._lanes)
+        lane.running += 1
+        crowd = max(1.0, (self._short.running + self._long.running) / self._rules.runners)
+        wide = alone and self._rules.runners > 1
+        predicted = model.cost.seconds([text.tokens for text in texts], wide=wide)
+        return Batch(model, texts, lane.is_long, wide, crowd, predicted, self._clock(), time.time_ns())
+
+    def _take_out(self, text: Text) -> None:
+        """Let all who wait for a text's work wait for its run. Under the lock."""
+        for twin in text.group:
+            twin.out = True
+            twin.job.begun = True
+            if twin.counted:
+                twin.job.waiting_seconds[twin.is_long] -= twin.seconds
+                self._lanes[twin.is_long].line.recount(twin.job.tenant, -twin.seconds)
 
     def _run(self, batch: Batch) -> None:
         outputs = sorted({output for text in batch.texts for output in text.job.outputs})
@@ -380,34 +444,44 @@ class Scheduler:
             return
         batch.seconds = self._clock() - batch.started
         batch.ended_ns = time.time_ns()
-        if not batch.wide:
-            batch.lane.cost.learn(batch.lengths, batch.seconds)
+        batch.lane.cost.learn(batch.lengths, batch.seconds / batch.crowd, wide=batch.wide)
         self._tell(self._deliver, batch, self._collect(batch, results))
 
     def _collect(self, batch: Batch, results: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[Job]:
-        """Hand each text's result to its job and return the jobs that are complete now."""
-        finished = []
-        with self._changed:
+        """Hand each text's result to those who wait for it and return the jobs that are complete now."""
+        finished: list[Job] = []
+        with self._lock:
             for place, text in enumerate(batch.texts):
-                job = text.job
-                job.results[text.place] = tuple(results[output][place] for output in job.outputs)
-                job.left -= 1
-                job.queue_seconds = max(job.queue_seconds, batch.started - job.submitted)
-                job.inference_seconds = max(job.inference_seconds, batch.seconds)
-                if not job.batches or job.batches[-1] is not batch:
-                    job.batches.append(batch)
-                if not job.left:
-                    finished.append(job)
+                text.lane.flying.pop(text.key, None)
+                rows = tuple(results[output][place] for output in text.job.outputs)
+                if text.twins is None:
+                    self._give(batch, text, rows, finished)
+                    continue
+                for row in rows:
+                    row.flags.writeable = False
+                waiting = [twin for twin in text.twins if not twin.job.over]
+                text.twins.clear()
+                for twin in waiting:
+                    self._give(batch, twin, rows, finished)
+                batch.shared += max(0, len(waiting) - 1)
         return finished
+
+    @staticmethod
+    def _give(batch: Batch, text: Text, rows: tuple[NDArray[np.float32], ...], finished: list[Job]) -> None:
+        job = text.job
+        job.results[text.place] = rows
+        job.left -= 1
+        job.queue_seconds = max(job.queue_seconds, batch.started - job.submitted)
+        job.inference_seconds = max(job.inference_seconds, batch.seconds)
+        if not job.batches or job.batches[-1] is not batch:
+            job.batches.append(batch)
+        if not job.left:
+            finished.append(job)
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         """Call on the event loop's thread. Once that is closed nobody waits any more."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
-
-
-def _start(text: Text) -> float:
-    return text.start
 
 
 def _check_rows(results: Mapping[str, Sequence[NDArray[np.float32]]], outputs: Sequence[str], texts: int) -> None:
@@ -417,8 +491,8 @@ def _check_rows(results: Mapping[str, Sequence[NDArray[np.float32]]], outputs: S
             raise ValueError(f"{len(results.get(name, ()))} rows of {name} for {texts} texts")
 
 
-def _yield_to_others() -> None:
+def _yield_to_others(niceness: int) -> None:
     """Give this thread a lower priority, where threads have one of their own."""
     if hasattr(os, "setpriority"):
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -48,3 +48,37 @@ def test_runs_all_alike_still_give_a_prediction() -> None:
 def test_attention_grows_by_the_longest_text() -> None:
     """Attention grows by the longest text."""
     assert SHAPE.operations([100, 10]) > SHAPE.operations([55, 55])
+
+
+def test_wide_runs_are_learnt_apart() -> None:
+    """Wide runs are learnt apart: they neither change what narrow ones are believed to take, nor are believed to take as long."""
+    model = taught(0.0004, 100e9)
+    before = model.seconds([46])
+    for _ in range(20):
+        model.learn([46], before / 1.8, wide=True)
+    assert model.seconds([46], wide=True) == pytest.approx(before / 1.8, rel=0.02)
+    assert model.seconds([46]) == before
+    assert model.seconds([92], wide=True) == pytest.approx(model.seconds([92]) / 1.8, rel=0.05)
+
+
+def test_long_texts_are_learnt_beside_short_ones() -> None:
+    """Long texts whose attention is slower than the matrix products are predicted right, and short ones stay so."""
+    model = CostModel(SHAPE)
+
+    def seconds(lengths: list[int]) -> float:
+        slow = 3 * SHAPE.per_place * max(lengths) ** 2 * len(lengths) if max(lengths) > 1000 else 0.0
+        return 0.0005 + (SHAPE.operations(lengths) + slow) / 100e9
+
+    random = np.random.default_rng(0)
+    for number in range(400):
+        lengths = [4000] if number % 20 == 0 else random.integers(3, 60, random.integers(1, 9)).tolist()
+        model.learn(lengths, seconds(lengths))
+    for lengths in ([8], [40, 44, 48, 50], [4000]):
+        assert model.seconds(lengths) == pytest.approx(seconds(lengths), rel=0.15)
+    assert model.share(4000) == pytest.approx(seconds([4000]), rel=0.15)
+
+
+def test_sizes_never_seen_are_believed_to_be_as_their_nearest() -> None:
+    """Sizes that were never seen are corrected as the nearest ones that were."""
+    model = taught(0.0004, 100e9)
+    assert model.seconds([6000]) == pytest.approx(SHAPE.operations([6000]) / 100e9, rel=0.2)

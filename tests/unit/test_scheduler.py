@@ -16,7 +16,7 @@ import pytest
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.cost import CostModel, Shape
-from quadrate.runtime.jobs import Batch, Lane, Rules
+from quadrate.runtime.jobs import Batch, Lane, Rules, Text
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
 
@@ -111,6 +111,10 @@ class Bench:
         job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline)
         return [int(row[0][0]) for row in job.results if row is not None]
 
+    def waiting(self) -> list[Text]:
+        """Return what is held in the queue."""
+        return [text for lane in self.scheduler._lanes for text in lane.line]
+
     async def until_entered(self, runs: int = 1) -> None:
         """Wait until so many more runs have begun."""
         for _ in range(runs):
@@ -118,7 +122,7 @@ class Bench:
 
     async def until_idle(self) -> None:
         """Wait until no runner holds a batch any more."""
-        while self.scheduler._idle < self.scheduler._rules.runners:
+        while any(lane.idle < self.scheduler._rules.runners for lane in self.scheduler._lanes):
             await asyncio.sleep(0)
 
     async def busy(self) -> asyncio.Task[list[int]]:
@@ -295,7 +299,7 @@ async def test_a_large_request_whose_caller_leaves_holds_no_memory() -> None:
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        assert len(made.scheduler._waiting) == len(stays)
+        assert len(made.waiting()) == len(stays)
         made.session.gate.set()
         await asyncio.gather(first, *stays)
 
@@ -456,11 +460,10 @@ async def test_closing_frees_who_waits_and_refuses_who_comes() -> None:
 async def test_a_configured_delay_lets_an_idle_runner_gather() -> None:
     """A configured delay lets an idle runner gather."""
     async with bench(delay_seconds=0.02) as made:
-        tasks = [made.run(1), made.run(2)]
+        tasks = [made.run(1), made.run(2), made.run(3)]
         await asyncio.sleep(0)
         assert made.session.runs == []
         made.clock.now += 0.03
-        tasks.append(made.run(3))
         assert await asyncio.gather(*tasks) == [[1], [2], [3]]
         assert len(made.session.runs) == 1
 

@@ -1,0 +1,254 @@
+"""What waits, in fair order. No clock, no lock, no thread in here: the scheduler has those.
+
+*Between tenants*: who has had the least work done goes first, each text weighing what it takes (start-time fair queueing, Goyal et al.
+1996; virtual token counters, Sheng et al. 2024). Who comes back from a pause begins where the least served one stands, so that nobody
+saves up turns.
+
+*Inside a tenant*: what its requests' shares have come to, the earliest due first; then the rest, as their shares will come. Each request
+has a share of the tenant's virtual time, of which its first runs are free. A text is due by its caller's deadline, and no later than
+the queue's timeout after it came: so requests that are in no hurry go in order of arrival, and nobody is kept waiting for ever by those in
+a hurry.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from quadrate.runtime.jobs import Tenant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from quadrate.runtime.jobs import Job, Text
+
+    IsLate = Callable[[Text], bool]
+
+MOST_KNOWN = 256
+"""Tenants that are remembered beyond those with requests; of others the work done for them is forgotten."""
+
+
+class Tenants:
+    """Those who have requests, and those whose last work is not yet made up for by others'."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Tenant] = {}
+        self._floor = 0.0
+
+    def of(self, name: str) -> Tenant:
+        """Return the tenant of a name, for a request that has come."""
+        found = self._known.get(name)
+        if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known = {name: known for name, known in self._known.items() if known.jobs or known.used > self._floor}
+            found = self._known[name] = Tenant(name)
+        found.jobs += 1
+        return found
+
+    def lift(self, tenant: Tenant) -> None:
+        """Let a tenant that had nothing waiting begin no earlier than those who have."""
+        tenant.used = max(tenant.used, self._floor)
+
+    def charge(self, texts: Sequence[Text]) -> None:
+        """Charge a run's texts to those whose work it is; who wait for the same share its price."""
+        self._floor = max(self._floor, min(text.job.tenant.used for text in texts))
+        for text in texts:
+            payers = [twin.job.tenant for twin in text.group if not twin.job.over] or [text.job.tenant]
+            price = text.seconds / len(payers)
+            for tenant in payers:
+                tenant.used += price
+                tenant.clock += price / max(1, tenant.jobs)
+
+
+class Line:
+    """Waiting texts of one kind, short or long: of all tenants and models.
+
+    Args:
+        kind: Its place in `Job.waiting_seconds`.
+    """
+
+    def __init__(self, kind: int) -> None:
+        self._kind = kind
+        self._queues: dict[Tenant, _Queue] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything waits; it may turn out not to be wanted any more."""
+        return bool(self._queues)
+
+    def __iter__(self) -> Iterator[Text]:
+        """Give all texts, in no order."""
+        for queue in self._queues.values():
+            yield from queue
+
+    @property
+    def seconds(self) -> float:
+        """How long one runner would take over all of it."""
+        return sum(queue.seconds for queue in self._queues.values())
+
+    def has(self, tenant: Tenant) -> bool:
+        """Whether a tenant has texts here."""
+        return tenant in self._queues
+
+    def add(self, tenant: Tenant, texts: Sequence[Text]) -> None:
+        """Put in texts of one job, in its order."""
+        queue = self._queues.get(tenant)
+        if queue is None:
+            queue = self._queues[tenant] = _Queue(tenant)
+        queue.add(texts)
+        queue.seconds += texts[0].job.waiting_seconds[self._kind]
+
+    def window(self, most: int, now: float, is_late: IsLate) -> list[Text]:
+        """Return the first texts in order, at most so many; those that are not wanted any more, or too late, are let go of."""
+        if len(self._queues) == 1:
+            (queue,) = self._queues.values()
+            found = list(islice(queue.wanted(now, is_late), most))
+        else:
+            found = self._merged(most, now, is_late)
+        if not found:  # all that is left had gone
+            self.sweep()
+        return found
+
+    def _merged(self, most: int, now: float, is_late: IsLate) -> list[Text]:
+        found: list[Text] = []
+        heads = []
+        for number, queue in enumerate(self._queues.values()):
+            texts = queue.wanted(now, is_late)
+            if (first := next(texts, None)) is not None:
+                heads.append((queue.tenant.used, number, first, texts))
+        heapq.heapify(heads)
+        while heads and len(found) < most:
+            used, number, text, texts = heads[0]
+            found.append(text)
+            after = next(texts, None)
+            if after is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (used + text.seconds, number, after, texts))
+        return found
+
+    def sweep(self) -> None:
+        """Let go of the texts that are out, among those that were looked at."""
+        for tenant, queue in list(self._queues.items()):
+            queue.sweep()
+            if not queue:
+                del self._queues[tenant]
+
+    def remove(self, job: Job) -> None:
+        """Let go of all texts of a job."""
+        if queue := self._queues.get(job.tenant):
+            queue.remove(job)
+            if not queue:
+                del self._queues[job.tenant]
+
+    def recount(self, tenant: Tenant, seconds: float) -> None:
+        """Change what a tenant's texts are believed to take."""
+        if queue := self._queues.get(tenant):
+            queue.seconds = max(0.0, queue.seconds + seconds)
+
+    def ahead(self, text: Text) -> float:
+        """Return how much work, in seconds of a core, will run before a text that has not been put in."""
+        tenant, mine = text.job.tenant, 0.0
+        if queue := self._queues.get(tenant):
+            mine = queue.ahead(text)
+            if len(self._queues) == 1:
+                return mine
+        level = tenant.used + mine
+        return mine + sum(min(queue.seconds, max(0.0, level - other.used)) for other, queue in self._queues.items() if other is not tenant)
+
+
+class _Queue:
+    """One tenant's texts of one line: those whose share has come, by when they are due, and the others, by their share."""
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.tenant = tenant
+        self.seconds = 0.0
+        self._ready: list[Text] = []
+        self._later: list[Text] = []
+        self._looked_at = [0, 0]
+
+    def __bool__(self) -> bool:
+        return bool(self._ready or self._later)
+
+    def __iter__(self) -> Iterator[Text]:
+        yield from self._ready
+        yield from self._later
+
+    def add(self, texts: Sequence[Text]) -> None:
+        """Put in texts whose shares come one after another."""
+        clock = self.tenant.clock
+        split = len(texts) if texts[-1].start <= clock else bisect.bisect_right(texts, clock, key=_start)
+        _insert(self._ready, texts[:split], _due)
+        _insert(self._later, texts[split:], _start)
+
+    def wanted(self, now: float, is_late: IsLate) -> Iterator[Text]:
+        """Give the texts in order, passing by those that are not wanted any more."""
+        self._promote()
+        self._looked_at = [0, 0]
+        for number, texts in enumerate((self._ready, self._later)):
+            for text in texts:
+                self._looked_at[number] += 1
+                if text.out:
+                    continue
+                if text.job.over or text.lane.broken or (now + text.seconds > text.due and is_late(text)):
+                    text.out = True
+                    if text.lane.flying.get(text.key) is text:
+                        del text.lane.flying[text.key]
+                    continue
+                yield text
+
+    def _promote(self) -> None:
+        """Let those join the ready whose share has come."""
+        if self._later and self._later[0].start <= self.tenant.clock:
+            split = bisect.bisect_right(self._later, self.tenant.clock, key=_start)
+            _insert(self._ready, sorted(self._later[:split], key=_due), _due)
+            del self._later[:split]
+
+    def sweep(self) -> None:
+        """Let go of the texts that are out, among those that were looked at."""
+        for texts, count in zip((self._ready, self._later), self._looked_at, strict=True):
+            if count:
+                texts[:count] = [text for text in texts[:count] if not text.out]
+        self._looked_at = [0, 0]
+
+    def remove(self, job: Job) -> None:
+        """Let go of all texts of a job."""
+        for text in (gone for gone in self if gone.job is job):
+            if text.lane.flying.get(text.key) is text and not text.out:
+                del text.lane.flying[text.key]
+        self._ready = [text for text in self._ready if text.job is not job]
+        self._later = [text for text in self._later if text.job is not job]
+
+    def ahead(self, text: Text) -> float:
+        """Return how many seconds' work of this queue goes before a text."""
+        ready, later = len(self._ready), len(self._later)
+        if not ready + later:
+            return 0.0
+        place = ready
+        if text.start > self.tenant.clock:
+            place += bisect.bisect_right(self._later, text.start, key=_start)
+        elif ready and self._ready[-1].due > text.due:
+            place = bisect.bisect_right(self._ready, text.due, key=_due)
+        return self.seconds * place / (ready + later)
+
+
+def _insert(texts: list[Text], new: Sequence[Text], key: Callable[[Text], float]) -> None:
+    """Put `new`, which is in order, into `texts`, which are; equals go behind those that are there."""
+    if not new:
+        return
+    if not texts or key(texts[-1]) <= key(new[0]):
+        texts.extend(new)
+    elif len(new) == 1:
+        bisect.insort_right(texts, new[0], key=key)
+    else:
+        texts.extend(new)
+        texts.sort(key=key)
+
+
+def _due(text: Text) -> float:
+    return text.due
+
+
+def _start(text: Text) -> float:
+    return text.start
