@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import TensorProto
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,42 +51,17 @@ def turn(packed: Packed, rope: Rope, rows: str, *, count: int, width: int, at: s
         at: The position of each row, int32 `[n]`; None if there is a row for each token.
     """
     to = packed.to
+    cosine, sine = packed.once(("rope", rope), lambda: _tables(packed, rope))
     place = at or packed.input("positions")
-    cosine, sine = packed.once(("rope", rope, place), lambda: _tables(packed, rope, place))
-    heads = to.node("Reshape", rows, to.ints(-1, count, width))
-    turned, kept = heads, None
-    if rope.width < width:
-        turned, kept = to.nodes("Split", heads, to.ints(rope.width, width - rope.width), axis=-1, results=2)
-    turned = to.node("Add", to.node("Mul", turned, cosine), to.node("Mul", _partners(packed, rope, turned, count), sine))
-    if kept is not None:
-        turned = to.node("Concat", turned, kept, axis=-1)
+    # Each row is a text of one token to the operator: it wants no more tokens of a text than the tables have rows.
+    places = packed.once(("rope", place), lambda: to.node("Unsqueeze", to.node("Cast", place, to=TensorProto.INT64), to.ints(1)))
+    sizes = {"num_heads": count, "rotary_embedding_dim": 0 if rope.width == width else rope.width, "interleaved": int(rope.interleaved)}
+    flat = to.node("Reshape", rows, to.ints(-1, 1, count * width))
+    turned = to.node("RotaryEmbedding", flat, places, cosine, sine, domain="com.microsoft", **sizes)
     return to.node("Reshape", turned, to.ints(-1, count * width))
 
 
-def _tables(packed: Packed, rope: Rope, place: str) -> tuple[str, str]:
-    """Return cosine and signed sine of each row's angles, `[n, 1, width]`: a value becomes `value * cosine + partner * sine`."""
-    to = packed.to
-    tables = packed.once(("rope", rope), lambda: _constants(packed, rope))
-    cosine, sine = (to.node("Unsqueeze", to.node("Gather", table, place), to.ints(1)) for table in tables)
-    return cosine, sine
-
-
-def _constants(packed: Packed, rope: Rope) -> tuple[str, str]:
+def _tables(packed: Packed, rope: Rope) -> tuple[str, str]:
+    """Return cosine and sine of each pair's angle at each position: `[positions, width / 2]`."""
     angles = rope.angles()
-    cosine, sine = np.cos(angles), np.sin(angles)
-    if rope.interleaved:
-        pair = np.repeat(cosine, 2, axis=1), np.stack((-sine, sine), axis=2).reshape(rope.positions, rope.width)
-    else:
-        pair = np.concatenate((cosine, cosine), axis=1), np.concatenate((-sine, sine), axis=1)
-    return packed.to.constant(pair[0]), packed.to.constant(pair[1])
-
-
-def _partners(packed: Packed, rope: Rope, heads: str, count: int) -> str:
-    """Return the values with those of each pair exchanged."""
-    to = packed.to
-    if not rope.interleaved:
-        first, second = to.nodes("Split", heads, axis=-1, num_outputs=2, results=2)
-        return to.node("Concat", second, first, axis=-1)
-    pairs = to.node("Reshape", heads, to.ints(-1, count, rope.width // 2, 2))
-    first, second = to.nodes("Split", pairs, axis=-1, num_outputs=2, results=2)
-    return to.node("Reshape", to.node("Concat", second, first, axis=-1), to.ints(-1, count, rope.width))
+    return packed.to.constant(np.cos(angles)), packed.to.constant(np.sin(angles))
