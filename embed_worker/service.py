@@ -60,7 +60,8 @@ class EmbedService:
             _check_size(_multi_vector_bytes(readings, wanted, model))
         tokenized = time.perf_counter()
         outputs = graph_outputs(wanted, model.forms)
-        result = await engine.run(list(map(Reading.of, readings.ids)), outputs, deadline=call.deadline, tenant=call.tenant, trace=call.trace)
+        texts = list(map(Reading.of, readings.ids))
+        result = await engine.run(texts, outputs, deadline=call.deadline, tenant=call.tenant, trace=call.trace)
         with call.trace.stage("respond"):
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
             provenance = _provenance(model, prompt, normalized=wanted.normalize)
