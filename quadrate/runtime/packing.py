@@ -1,6 +1,7 @@
 """A batch as the graph takes it: one row of tokens, and where each text lies in it.
 
-T is the tokens of all texts together, B the texts, S the tokens of the longest. FEEDS is the table of everything that a graph may ask
+T is the tokens of all texts together, B the texts, S the tokens of the longest; N is the blocks that texts are cut into where tokens see
+their neighbours alone, C the tokens of a block. FEEDS is the table of everything that a graph may ask
 for; a graph declares what it needs by name, and only that is made.
 """
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+BLOCK = 64
+"""Tokens of a block: what a few neighbours of each token see is computed block by block."""
+ONE_BLOCK = 192
+"""Up to so many tokens a text is a single block."""
 MASKED = -1e9
 """Added to the logits of places that hold no token: their weight becomes zero exactly."""
 
@@ -88,6 +93,27 @@ class Layout:
         """Each token's place in its text, from 0: [T]."""
         return np.arange(self.tokens) - self.bounds[self.owner]
 
+    @cached_property
+    def block(self) -> int:
+        """The places of a block, C: those of the longest text where all are short."""
+        return self.longest if self.longest <= ONE_BLOCK else BLOCK
+
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        """How many blocks each text has: [B]; N together."""
+        return -(-self.lengths // self.block)
+
+    @cached_property
+    def block_owner(self) -> NDArray[np.int64]:
+        """The text that each block belongs to: [N]."""
+        return np.repeat(np.arange(self.texts), self.blocks)
+
+    @cached_property
+    def first_block(self) -> NDArray[np.int64]:
+        """The first block of each text: [B]."""
+        first: NDArray[np.int64] = np.cumsum(self.blocks) - self.blocks
+        return first
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
@@ -139,6 +165,29 @@ def _bias(layout: Layout) -> NDArray[np.float32]:
     return np.where(layout.is_real, np.float32(0), np.float32(MASKED))[:, None, None, :]
 
 
+def _block_column(layout: Layout) -> NDArray[np.int32]:
+    return np.arange(layout.block, dtype=np.int32)
+
+
+def _block_positions(layout: Layout) -> NDArray[np.int32]:
+    number = np.arange(len(layout.block_owner)) - layout.first_block[layout.block_owner]
+    positions: NDArray[np.int64] = number * layout.block
+    return positions.astype(np.int32)
+
+
+def _block_bounds(layout: Layout) -> NDArray[np.int32]:
+    return layout.bounds[:-1][layout.block_owner].astype(np.int32)
+
+
+def _block_lengths(layout: Layout) -> NDArray[np.int32]:
+    return layout.lengths[layout.block_owner].astype(np.int32)
+
+
+def _block_tokens(layout: Layout) -> NDArray[np.int32]:
+    places: NDArray[np.int64] = layout.first_block[layout.owner] * layout.block + layout.position
+    return places.astype(np.int32)
+
+
 def _shares(layout: Layout) -> NDArray[np.float32]:
     shares = np.zeros((layout.texts, layout.tokens), np.float32)
     shares[layout.owner, np.arange(layout.tokens)] = (1.0 / layout.lengths)[layout.owner]
@@ -162,6 +211,11 @@ FEEDS: Mapping[str, Feed] = {
     "tokens": Feed(np.int32, ("t",), _tokens),  # the place of each token in the padded view
     "column": Feed(np.int32, ("s",), _column),  # the places of the padded view, 0 to S - 1
     "bias": Feed(np.float32, ("b", 1, 1, "s"), _bias),  # 0 where a place holds a token, MASKED where not
+    "block_column": Feed(np.int32, ("c",), _block_column),  # the places of a block, 0 to C - 1
+    "block_positions": Feed(np.int32, ("n",), _block_positions),  # the place in its text that each block begins at
+    "block_bounds": Feed(np.int32, ("n",), _block_bounds),  # the first token of each block's text
+    "block_lengths": Feed(np.int32, ("n",), _block_lengths),  # the tokens of each block's text
+    "block_tokens": Feed(np.int32, ("t",), _block_tokens),  # the place of each token in the row of all blocks
     "shares": Feed(np.float32, ("b", "t"), _shares),  # each token's weight in its text's mean
     "first": Feed(np.int32, ("b",), _first),  # the first token of each text
     "last": Feed(np.int32, ("b",), _last),  # the last one
@@ -170,7 +224,7 @@ FEEDS: Mapping[str, Feed] = {
 
 
 def pack(readings: Sequence[Reading], names: Iterable[str], steps: Steps = Steps()) -> tuple[dict[str, NDArray[Any]], Layout]:
-    """Lay texts one after another and return the feeds of these names. Cost: B * S + B * T small numbers at most.
+    """Lay texts one after another and return the feeds of these names. Cost: B * S + B * T small numbers at most, never S * S.
 
     Tokens that rounding adds are zeros, belong to no text and are seen by none; a result's rows for them are to be left out.
     """

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.runtime.graphs import Arithmetic, Graph
+    from quadrate.runtime.graphs.builder import Kernels
 
 RANDOM = np.random.default_rng(3)
 VNNI = frozenset(("avx512_vnni",))
@@ -200,12 +201,12 @@ def test_headroom_keeps_half_precision_from_overflowing(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, 0.5 * feeds["shares"] @ weight.T, rtol=2e-2)
 
 
-def tiny_graph(tmp_path: Path, arithmetic: Arithmetic) -> Graph:
+def tiny_graph(tmp_path: Path, arithmetic: Arithmetic, kernels: Kernels = "onnxruntime") -> Graph:
     """Return the graph of a small encoder, wide enough that its products are written in 8 bits."""
     config = tiny_config(hidden_size=128, intermediate_size=256)
     path = write_tiny_model(tmp_path, config=config)
     card = ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path))
-    return build(folder.read(path, card), Weights(path), arithmetic)
+    return build(folder.read(path, card), Weights(path), arithmetic, kernels)
 
 
 def tiny_readings(count: int) -> list[Reading]:
@@ -229,7 +230,7 @@ def test_openvino_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     graph, texts = tiny_graph(tmp_path, "float32"), tiny_readings(9)
     exact = OnnxSession(graph, threads=1).run(texts, ["unit", "pooled"], wide=False)
-    session = open_session(graph, way.Way("fast", OPENVINO, "float32"), threads=2)
+    session = open_session(tiny_graph(tmp_path, "float32", "openvino"), way.Way("fast", OPENVINO, "float32"), threads=2)
     for wide in (False, True):
         found = session.run(texts, ["unit", "pooled"], wide=wide)
         assert min(float(one @ other) for one, other in zip(exact["unit"], found["unit"], strict=True)) > 0.999

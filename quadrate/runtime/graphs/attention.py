@@ -1,39 +1,27 @@
-"""Attention over packed tokens. It alone sees each text by itself, through the padded view: `[B, S]` places, a bias where none is real."""
+"""Attention over packed tokens. It alone sees each text by itself: `[B, S]` places, or blocks of neighbours.
+
+What a run needs grows with the length of its texts, not with the square, wherever they may be long:
+
+- a token that sees the whole text, or all before it: the engine's own kernel (see `fused`), which goes through the keys piece by piece;
+- a token that sees its neighbours: blocks (see `near`);
+- one token of each text alone: its logits are one row.
+
+Written out and quadratic is what is left: distances that add something (T5, which reads 512 tokens), and engines without a kernel.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quadrate.runtime.graphs import fused, near
 from quadrate.runtime.graphs import sight as sights
-from quadrate.runtime.graphs.sight import EVERYTHING
+from quadrate.runtime.graphs.sight import EVERYTHING, Sight
+from quadrate.runtime.graphs.weighing import Heads, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from quadrate.runtime.graphs.builder import Builder
     from quadrate.runtime.graphs.packed import Only, Packed
-    from quadrate.runtime.graphs.sight import Sight
 
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """How a row is split.
-
-    Attributes:
-        count: Heads of the queries.
-        width: Values of each.
-        shared: Heads of the keys and values, where several of the queries share one (Ainslie et al. 2023); None if each has its own.
-    """
-
-    count: int
-    width: int
-    shared: int | None = None
-
-    @property
-    def keys(self) -> int:
-        """Heads of the keys and values."""
-        return self.shared or self.count
+__all__ = ["Heads", "attend"]
 
 
 def attend(packed: Packed, query: str, key: str, value: str, *, heads: Heads, sight: Sight = EVERYTHING, only: Only | None = None) -> str:
@@ -48,31 +36,26 @@ def attend(packed: Packed, query: str, key: str, value: str, *, heads: Heads, si
         sight: What a token sees of its text.
         only: Which token of each text asks; None if all do.
     """
+    if only:
+        return _alone(packed, query, key, value, heads, sight, only)
+    if sight.window is not None and sight == Sight(window=sight.window):
+        return near.attend(packed, query, key, value, heads=heads, window=sight.window)
+    rows = packed.padded(query), packed.padded(key), packed.padded(value)
+    if sight == EVERYTHING and packed.to.kernels == "onnxruntime" and heads.keys == heads.count:
+        found = fused.everything(packed, *rows, heads=heads)
+    elif sight == Sight(causal=True) and packed.to.kernels != "none":
+        found = fused.causal(packed, *rows, heads=heads)
+    else:
+        found = weigh(packed.to, *rows, _bias(packed, sight, None), heads)
+    return packed.packed(packed.to.node("Reshape", found, packed.to.ints(-1, heads.count * heads.width)))
+
+
+def _alone(packed: Packed, query: str, key: str, value: str, heads: Heads, sight: Sight, only: Only) -> str:
     to = packed.to
-    asking = to.node("Unsqueeze", query, to.ints(1)) if only else packed.padded(query)
-    split = _split(to, asking, heads.count, heads.width, [0, 2, 1, 3])
-    keys = _split(to, packed.padded(key), heads.keys, heads.width, [0, 2, 3, 1])
-    values = _split(to, packed.padded(value), heads.keys, heads.width, [0, 2, 1, 3])
-    bias = packed.once(("bias", sight, only), lambda: sights.bias(packed, sight, only))
-    rows = to.node("Reshape", _weigh(to, split, keys, values, bias, heads), to.ints(-1, heads.count * heads.width))
-    return rows if only else packed.packed(rows)
+    asking = to.node("Unsqueeze", query, to.ints(1))
+    found = weigh(to, asking, packed.padded(key), packed.padded(value), _bias(packed, sight, only), heads)
+    return to.node("Squeeze", found, to.ints(1))
 
 
-def _weigh(to: Builder, query: str, key: str, value: str, bias: str, heads: Heads) -> str:
-    """Return `softmax(query @ key + bias) @ value`, the heads of a token side by side: `[B, n, count, width]`."""
-    logits = _grouped(to, query, heads, lambda rows: to.node("MatMul", rows, key))
-    weights = to.node("Softmax", to.node("Add", logits, bias), axis=-1)
-    values = _grouped(to, weights, heads, lambda rows: to.node("MatMul", rows, value))
-    return to.node("Transpose", values, perm=[0, 2, 1, 3])
-
-
-def _grouped(to: Builder, rows: str, heads: Heads, product: Callable[[str], str]) -> str:
-    """Multiply the rows `[B, count, n, x]` of all heads that share a key at once, as one longer list of rows: nothing is repeated."""
-    if heads.keys == heads.count:
-        return product(rows)
-    together = to.node("Reshape", rows, to.ints(0, heads.keys, -1, 0))
-    return to.node("Reshape", product(together), to.ints(0, heads.count, -1, 0))
-
-
-def _split(to: Builder, rows: str, count: int, width: int, order: list[int]) -> str:
-    return to.node("Transpose", to.node("Reshape", rows, to.ints(0, 0, count, width)), perm=order)
+def _bias(packed: Packed, sight: Sight, only: Only | None) -> str:
+    return packed.once(("bias", sight, only), lambda: sights.bias(packed, sight, only))

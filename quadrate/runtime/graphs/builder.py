@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """The first opset with `Gelu`; every ONNX Runtime since 1.17 and every OpenVINO since 2024 reads it."""
-
+ATTENTION_OPSET = 23
+"""The first with `Attention`, which OpenVINO runs by a kernel of its own."""
 IR_VERSION = 10
 INLINE_BYTES = 16_384
 """Smaller constants go into the proto: the optimizer looks at them, and they are not worth a handle each."""
@@ -32,6 +33,8 @@ _ROWS = {"text": "b", "token": "t"}
 
 Arithmetic = Literal["float32", "float16", "int8"]
 """How matrix products with weights are written; see `quadrate.runtime.graphs.layers.linear`."""
+Kernels = Literal["none", "onnxruntime", "openvino"]
+"""Whose kernels there are for attention; `quadrate.runtime.graphs.fused` writes them. None: it is written out in standard operators."""
 _CONTRIB = helper.make_opsetid("com.microsoft", 1)
 
 
@@ -75,10 +78,12 @@ class Builder:
     Args:
         weights: Where large constants may lie already.
         arithmetic: How matrix products are to be written.
+        kernels: Whose kernels attention may be written for.
     """
 
-    def __init__(self, weights: Weights, arithmetic: Arithmetic = "float32") -> None:
+    def __init__(self, weights: Weights, arithmetic: Arithmetic = "float32", kernels: Kernels = "onnxruntime") -> None:
         self.arithmetic = arithmetic
+        self.kernels = kernels
         self._weights = weights
         self._written: dict[Hashable, Any] = {}
         self._nodes: list[Any] = []
@@ -140,7 +145,8 @@ class Builder:
             self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         results = [_value(name, np.float32, [_ROWS[form.per], form.width]) for name, (_, form) in outputs.items()]
         graph = helper.make_graph(self._nodes, "quadrate", self._inputs, results, self._constants)
-        opsets = [helper.make_opsetid("", OPSET), *([_CONTRIB] if any(node.domain for node in self._nodes) else [])]
+        opset = ATTENTION_OPSET if any(node.op_type == "Attention" for node in self._nodes) else OPSET
+        opsets = [helper.make_opsetid("", opset), *([_CONTRIB] if any(node.domain for node in self._nodes) else [])]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="quadrate")
         inputs = tuple(value.name for value in self._inputs)
         forms = {name: form for name, (_, form) in outputs.items()}

@@ -24,12 +24,13 @@ from quadrate.runtime.sessions.gpu import Gpu
 
 if TYPE_CHECKING:
     from quadrate.config.worker import Device, Precision
-    from quadrate.runtime.graphs.builder import Arithmetic
+    from quadrate.runtime.graphs.builder import Arithmetic, Kernels
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPENVINO = "OpenVINO"
 
+_KERNELS: dict[str, Kernels] = {CPU: "onnxruntime", OPENVINO: "openvino"}
 _PROCESSOR = Path("/proc/cpuinfo")
 _INT8 = frozenset(("avx512_vnni", "avx_vnni"))
 
@@ -49,6 +50,11 @@ class Way:
     provider: str
     arithmetic: Arithmetic
     gpu: Gpu = field(default_factory=Gpu)
+
+    @property
+    def kernels(self) -> Kernels:
+        """Whose kernels the graph's attention is written for."""
+        return _KERNELS.get(self.provider, "none")
 
 
 def choose(device: Device, precision: Precision, *, gpu_memory_bytes: int = 0) -> Way:
