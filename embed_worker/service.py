@@ -17,7 +17,7 @@ from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
 from quadrate.v1.options_pb2 import MULTI_VECTOR
 from quadrate.vectors import row_bytes
-from quadrate.worker.models import pooling_name
+from quadrate.worker.models import pooling_name, precision_of
 from quadrate.worker.offer import offer
 from quadrate.worker.reading import card_truncation, check_inputs, read, resolve_prompt, resolve_truncation
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = lifecycle.MAX_ANSWER_BYTES - 64 * 1024
 """The largest answer that is sent, with room for what a gateway adds."""
+_UNIT, _POOLED = forms.Wanted(normalize=True), forms.Wanted(normalize=False)
+"""What nearly all requests get: whole dense vectors in float32."""
 
 
 class EmbedService:
@@ -60,8 +62,9 @@ class EmbedService:
             _check_size(_multi_vector_bytes(readings, wanted, model))
         tokenized = time.perf_counter()
         outputs = graph_outputs(wanted, model.forms)
-        texts = list(map(Reading.of, readings.ids))
-        result = await engine.run(texts, outputs, deadline=call.deadline, tenant=call.tenant, trace=call.trace)
+        result = await engine.run(
+            list(map(Reading.of, readings.ids)), outputs, deadline=call.deadline, tenant=call.tenant, trace=call.trace
+        )
         with call.trace.stage("respond"):
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
             provenance = _provenance(model, prompt, normalized=wanted.normalize)
@@ -80,6 +83,9 @@ def services(catalogue: Catalogue, settings: EmbedSettings) -> list[EmbedService
 
 
 def _wanted(request: embed_pb2.EmbedRequest, model: Model) -> Wanted:
+    has = request.HasField
+    if not (request.outputs or request.value_type or has("dimensions") or has("normalize")) and "pooled" in model.forms:
+        return _UNIT if model.facts.normalize else _POOLED
     return forms.choose(
         offer(model),
         outputs=request.outputs,
@@ -126,7 +132,7 @@ def _provenance(model: Model, prompt: str, *, normalized: bool) -> options_pb2.P
     return options_pb2.Provenance(
         revision=model.revision,
         prompt=prompt,
-        precision=options_pb2.EXACT,
+        precision=precision_of(model),
         provider=model.session.provider,
         pooling=pooling_name(model),
         normalized=normalized,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from quadrate.v1 import options_pb2
 
@@ -14,8 +17,15 @@ _DIGITS = 6
 """Of seconds: microseconds, and no digits of the float32 that carried them."""
 
 
-def provenance(message: Provenance) -> dict[str, Any]:
-    """Return where an answer came from: revision, prompt, precision, provider, pooling, normalized (for embeddings)."""
+def provenance(message: Provenance) -> orjson.Fragment:
+    """Return where an answer came from, as JSON: revision, prompt, precision, provider, pooling, normalized (for embeddings)."""
+    return _provenance(message.SerializeToString())
+
+
+@lru_cache(maxsize=256)
+def _provenance(data: bytes) -> orjson.Fragment:
+    """Return the JSON of a message; it is the same one for nearly all answers of a model."""
+    message = options_pb2.Provenance.FromString(data)
     found: dict[str, Any] = {
         "revision": message.revision,
         "prompt": message.prompt,
@@ -25,7 +35,7 @@ def provenance(message: Provenance) -> dict[str, Any]:
     }
     if message.HasField("normalized"):
         found["normalized"] = message.normalized
-    return found
+    return orjson.Fragment(orjson.dumps(found))
 
 
 def timings(message: Timings) -> dict[str, float]:

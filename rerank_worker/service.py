@@ -13,7 +13,7 @@ from quadrate.reranking import DocumentLimits, Question, RerankReader
 from quadrate.runtime.scoring import ACTIVATIONS, SCORINGS, activation_of, order
 from quadrate.v1 import options_pb2, rerank_pb2
 from quadrate.v1.options_pb2 import NONE, RIGHT
-from quadrate.worker.models import pooling_name
+from quadrate.worker.models import pooling_name, precision_of
 from quadrate.worker.reading import card_truncation, check_inputs, resolve_truncation
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _provenance(request: RerankRequest, model: Model) -> options_pb2.Provenance:
     return options_pb2.Provenance(
         revision=model.revision,
         prompt=(request.instruction or pair.instruction) if pair and not request.HasField("query_token_ids") else "",
-        precision=options_pb2.EXACT,
+        precision=precision_of(model),
         provider=model.session.provider,
         pooling=pooling_name(model),
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quadrate.worker.catalogue import Catalogue, Entry
 
 PIECE_BYTES = 2**20
+_PRECISIONS = {"exact": options_pb2.EXACT, "fast": options_pb2.FAST, "small": options_pb2.SMALL}
 _TASKS = {"embed": model_pb2.TASK_EMBED, "rerank": model_pb2.TASK_RERANK}
 
 
@@ -79,7 +80,6 @@ def describe(entry: Entry) -> model_pb2.Model:
         description=card.description,
         license=card.license,
         revision=card.revision or "",
-        precision=options_pb2.EXACT,
     )
     if entry.progress is not None:
         answer.load_progress = entry.progress
@@ -97,6 +97,7 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
     answer.prompts.update(facts.prompts)
     answer.default_prompt_name = facts.default_prompt_name
     answer.truncation = card_truncation(model)
+    answer.precision = precision_of(model)
     answer.provider = model.session.provider
     answer.tokenizer_sha256 = model.tokenizer.sha256
     answer.vocabulary_size = model.tokenizer.vocabulary_size
@@ -114,6 +115,11 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
         answer.activation = activation_of(SCORINGS[card.scoring or ""], facts)
         if facts.pair is not None:
             answer.pair.CopyFrom(facts.pair.message())
+
+
+def precision_of(model: Model) -> options_pb2.Precision:
+    """Return the class of arithmetic that a model runs in."""
+    return _PRECISIONS[model.precision]
 
 
 def pooling_name(model: Model) -> str:
