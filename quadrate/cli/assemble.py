@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from quadrate.config.edge import EdgeSettings
     from quadrate.config.models import ModelCard, ModelsFile
+    from quadrate.config.worker import Precision
     from quadrate.config.yamlfile import Schema
 
 STRIDE = 10
@@ -34,7 +35,8 @@ class Options:
 
     config: Path
     models: tuple[str, ...] = ()
-    precision: Literal["exact", "fast", "small"] = "exact"
+    precision: Precision | None = None
+    """None: as EMBED_PRECISION and RERANK_PRECISION say."""
     gateways: int = 1
     embed_workers: int = 1
     rerank_workers: int = 1
@@ -166,9 +168,10 @@ def _worker(mesh: Mesh, role: Literal["embed_worker", "rerank_worker"], number: 
     port, http_port = _ports(first, number)
     environment = {
         f"{prefix}_MODEL_NAME": ",".join(aliases),
-        f"{prefix}_PRECISION": options.precision,
         "QUADRATE_MODELS_PATH": str(models_path),
     }
+    if options.precision is not None:
+        environment[f"{prefix}_PRECISION"] = options.precision
     return _process(role, number, prefix, port, http_port, environment, aliases)
 
 

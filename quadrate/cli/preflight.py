@@ -14,22 +14,33 @@ from quadrate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from quadrate.config.worker import Precision
+
 _ENGINE = ("onnx", "onnxruntime", "safetensors")
+
+
+def _missing() -> list[str]:
+    return [name for name in _ENGINE if importlib.util.find_spec(name) is None]
 
 
 def check_packages(*, workers: bool) -> None:
     """Raise ConfigError if a package that the processes need is not installed."""
-    missing = [name for name in (_ENGINE if workers else ()) if importlib.util.find_spec(name) is None]
+    missing = _missing() if workers else []
     if missing:
         raise ConfigError(f"The workers need {', '.join(missing)}, not installed here: pip install 'quadrate[cpu,edge]'.")
 
 
-def check_environment(precision: str) -> None:
-    """Raise ConfigError for what the processes would refuse in their environment."""
+def check_environment(precision: Precision | None) -> None:
+    """Raise ConfigError for what the processes would refuse in their environment; `precision` goes before it."""
     load_gateway_settings()
-    load_worker_settings(EmbedSettings, precision=precision)
-    load_worker_settings(RerankSettings, precision=precision)
+    given = {} if precision is None else {"precision": precision}
+    workers = [load_worker_settings(kind, **given) for kind in (EmbedSettings, RerankSettings)]
     load_edge_settings()
+    if not _missing():
+        from quadrate.runtime.sessions import choose  # noqa: PLC0415 - needs the workers' packages
+
+        for settings in workers:
+            choose(settings.device, settings.precision)
 
 
 def check_ports(host: str, ports: Mapping[int, tuple[str, str]]) -> None:

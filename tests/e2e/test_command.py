@@ -292,7 +292,6 @@ def test_a_taken_port_is_said_before_anything_starts(mesh: Mesh, free_ports: dic
         (("--model", "mine=/nowhere"), "--model mine: /nowhere/config.json: No such file or directory"),
         (("--model", "mine"), "write ALIAS=FOLDER or ALIAS=ORG/NAME"),
         (("--config", "/nowhere"), "/nowhere has no routing.yaml"),
-        (("--precision", "fast"), "exact"),
         (("--precision", "loud"), "loud"),
         (("--gateways", "0"), "--gateways"),
     ],

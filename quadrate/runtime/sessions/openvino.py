@@ -10,7 +10,7 @@ import onnx
 import openvino
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.packing import pack
+from quadrate.runtime.packing import Steps, pack
 from quadrate.runtime.sessions.session import rows
 from quadrate.runtime.sessions.way import OPENVINO
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from quadrate.runtime.graphs import Graph
     from quadrate.runtime.packing import Reading
 
-KERNELS = 64
-"""Kernels are made for each shape and kept: as many as this. With OpenVINO's own 5,000, free lengths fill a gigabyte in ten minutes."""
+STEPS = Steps(tokens=8, places=4)
+"""Kernels are made for each shape, which costs a run 5 %; so shapes are rounded."""
+KERNELS = 256
+"""So many kernels are kept. With OpenVINO's own 5,000, free lengths fill a gigabyte within minutes."""
 TWO_MODELS_BYTES = 2**28
 """The most weights that are packed twice, as for a lone request over all cores."""
 
@@ -55,7 +57,7 @@ class OpenVinoSession:
 
     def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
-        feeds, layout = pack(readings, self._inputs)
+        feeds, layout = pack(readings, self._inputs, STEPS)
         results = (self._wide if wide else self._narrow).run(feeds, outputs)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
 
