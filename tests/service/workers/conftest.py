@@ -18,7 +18,7 @@ from quadrate.testing.model_folder import write_tiny_cross_encoder, write_tiny_m
 from quadrate.v1 import admin_pb2_grpc, embed_pb2_grpc, model_pb2_grpc, rerank_pb2_grpc
 from quadrate.worker import Worker
 from rerank_worker.service import services as rerank_services
-from tests.service.workers.tiny_causal import CAUSAL_CARD, write_tiny_causal
+from tests.tiny_causal import CAUSAL_CARD, write_tiny_causal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from quadrate.v1 import model_pb2, options_pb2, rerank_pb2
 from tests.service.workers.conftest import running
-from tests.service.workers.tiny_causal import INSTRUCTION
+from tests.tiny_causal import INSTRUCTION
 
 if TYPE_CHECKING:
     from pathlib import Path
