@@ -26,7 +26,7 @@ class Admission:
         """Return who is calling and see to it that the call has a deadline. Raises Unauthenticated, PermissionDenied."""
         with call.trace.stage("auth"):
             principal = self._authenticator.authenticate(call.metadata)
-        call.log["principal"] = principal.name
+        call.log["principal"] = call.tenant = principal.name
         self.set_deadline(call)
         return principal
 
@@ -34,7 +34,7 @@ class Admission:
         """As `admit`, for a stream, which may last: `set_deadline` gives each of its items a deadline of its own."""
         with call.trace.stage("auth"):
             principal = self._authenticator.authenticate(call.metadata)
-        call.log["principal"] = principal.name
+        call.log["principal"] = call.tenant = principal.name
         return principal
 
     def set_deadline(self, call: Call) -> None:

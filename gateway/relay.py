@@ -15,6 +15,7 @@ import grpc
 
 from quadrate.client.failures import Outcome, from_item
 from quadrate.errors import DeadlineExceeded
+from quadrate.server.call import TENANT_HEADER
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
@@ -32,7 +33,13 @@ gathering then costs a part of what a request takes anyway, and saves a quarter 
 MESSAGE_BYTES = 2**20
 """Requests that would make a message larger than this wait for the next one: a worker ends a stream that brings more than 8 MiB at once."""
 _PATH = "/quadrate.v1.RelayService/Relay"
-_HEADERS = {"x-request-id": "request_id", "traceparent": "traceparent", "tracestate": "tracestate", "baggage": "baggage"}
+_HEADERS = {
+    "x-request-id": "request_id",
+    "traceparent": "traceparent",
+    "tracestate": "tracestate",
+    "baggage": "baggage",
+    TENANT_HEADER: "tenant",
+}
 _numbers = itertools.count(1)
 _MOST_NUMBERS = 2**32
 

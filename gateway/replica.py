@@ -23,6 +23,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from gateway.tokenizers import TokenizerError
 from quadrate.errors import DeadlineExceeded, ModelNotFound, QuadrateError, Unavailable
 from quadrate.pairs import PairLayout
+from quadrate.server.call import tenant_header
 from quadrate.telemetry import log
 from quadrate.v1 import model_pb2
 
@@ -108,7 +109,7 @@ class Replica:
     async def send(self, method: str, request: Any, *, tokens: int, call: Call) -> Any:
         """Call `embed` or `rerank` and return the answer.
 
-        The caller's deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
+        The caller's name, its deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
         Raises QuadrateError, Unavailable if the worker is lost.
         """
         timeout = self._time_left(call)
@@ -116,7 +117,7 @@ class Replica:
         self.peer.outstanding_tokens += tokens
         try:
             with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
-                metadata = (*stage.headers(), ("x-request-id", call.request_id))
+                metadata = (*stage.headers(), ("x-request-id", call.request_id), tenant_header(call.tenant))
                 return await getattr(self.peer, method)(request, timeout=timeout, metadata=metadata)
         except ModelNotFound as exc:  # it was unloaded a moment ago; callers know the route's model, and that exists
             self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()

@@ -6,7 +6,9 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from quadrate.errors import QuadrateError
     from quadrate.telemetry import Trace
 
+TENANT_HEADER = "x-quadrate-tenant"
+"""On whose behalf a gateway calls a worker. A gateway takes it from nobody: it knows who calls."""
+MAX_TENANT_CHARACTERS = 1024
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -41,6 +46,7 @@ class Call:
             `tokens` and whatever else explains the call. Never a text of a user, never a key.
         headers: Headers of the answer besides `x-request-id`, which every answer has.
         desk: Where calls begin and end; for methods that carry many calls on one stream.
+        tenant: On whose behalf: workers read it from TENANT_HEADER, a gateway puts the caller's name here. Empty for nobody in particular.
     """
 
     method: str
@@ -51,6 +57,7 @@ class Call:
     log: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[str, str]] = field(default_factory=list)
     desk: Desk | None = None
+    tenant: str = ""
     ids: Mapping[str, str] = field(init=False)
     """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
 
@@ -65,6 +72,16 @@ class Call:
     def surface(self) -> Literal["grpc", "rest"]:
         """The wire the caller speaks. The edge strips the header from callers, so only the edge's transcoder can have set it."""
         return "rest" if "x-envoy-original-path" in self.metadata else "grpc"
+
+
+def tenant_header(tenant: str) -> tuple[str, str]:
+    """Return the header that names a tenant: percent-encoded, since names are free and headers are ASCII."""
+    return TENANT_HEADER, _encoded(tenant)
+
+
+@lru_cache(maxsize=4096)
+def _encoded(tenant: str) -> str:
+    return quote(tenant)[:MAX_TENANT_CHARACTERS]
 
 
 def request_id(metadata: Mapping[str, str]) -> str:

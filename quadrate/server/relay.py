@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.framing import delimited
 from quadrate.server import status
+from quadrate.server.call import TENANT_HEADER
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class _Stream:
         metadata = {name: value for name in ("traceparent", "tracestate", "baggage") if (value := getattr(request, name))}
         if request.request_id:
             metadata["x-request-id"] = request.request_id
+        if request.tenant:
+            metadata[TENANT_HEADER] = request.tenant
         remaining = request.timeout_seconds if request.HasField("timeout_seconds") else None
         call = self._desk.begin(METHOD, metadata, remaining)
         received = request.embed.ByteSize()

@@ -15,7 +15,7 @@ from quadrate.config.auth import digest
 from quadrate.errors import Overloaded
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.testing.worker import MAX_TOKENS, WIDTH, FakeWorker, fake_card, fake_embedding, fake_vector
-from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.service.gateway.conftest import KEY, refused, routing
 
 if TYPE_CHECKING:
@@ -256,6 +256,19 @@ async def test_deadline_request_id_and_trace_travel_on(door: Door, worker: FakeW
     left = call.remaining_seconds()
     assert left is not None
     assert 3 < left < 8, "gRPC rounds a little"
+
+
+async def test_workers_learn_whose_request_it_is(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """By the relay and by calls of their own, workers learn the caller's name: the key's, whatever the caller says it is."""
+    auth = f"api_keys: [{{name: Müller & Co, sha256: {digest(KEY)}}}]\nallow_anonymous_without_api_keys: true"
+    async with open_door(routing(worker), auth=auth) as door:
+        await door.until_serving()
+        key, claimed = ("authorization", f"Bearer {KEY}"), ("x-quadrate-tenant", "somebody-else")
+        await door.embed.Embed(request("cat"), metadata=(key, claimed))
+        await door.embed.Embed(request("cat"), metadata=(claimed,))
+        documents = [options_pb2.Input(text="dog")]
+        await door.rerank.Rerank(rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=documents), metadata=(key, claimed))
+    assert [call.tenant for call in worker.calls] == ["M%C3%BCller%20%26%20Co", "anonymous", "M%C3%BCller%20%26%20Co"]
 
 
 async def test_a_call_without_a_deadline_gets_the_configured_one(open_door: Callable[..., Any], worker: FakeWorker) -> None:
