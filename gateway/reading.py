@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import choose_prompt, unreadable
-from quadrate.v1.options_pb2 import NONE
+from quadrate.v1.options_pb2 import LEFT, NONE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def truncation_for(card: Model, asked: int) -> int:
 async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextTokenizer, *, truncation: int, name: Name) -> list[list[int]]:
     """Return the content ids of each input. Texts get the prompt, ids stand as they are; far too long texts are trimmed or refused."""
     texts = [
-        tokenizer.trim(prompt + content, truncation, param=name(position))  # type: ignore[arg-type] # an enum's number
+        tokenizer.trim(content, truncation, param=name(position), prompt=prompt)  # type: ignore[arg-type] # an enum's number
         for position, content in enumerate(contents)
         if type(content) is str
     ]
@@ -74,8 +74,11 @@ def check_ids(contents: Sequence[Content], facts: Facts, name: Name) -> None:
             facts.tokenizer.check_ids(content, param=name(position))
 
 
-def fit(found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, name: Name, limit: int | None = None) -> Tokens:
-    """Cut inputs to what the model reads, or refuse them. Raises ContextLengthExceeded, EmptyInput."""
+def fit(
+    found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, name: Name, prompt: str = "", limit: int | None = None
+) -> Tokens:
+    """Cut inputs to what the model reads, or refuse them. The prompt before them is not cut. Raises ContextLengthExceeded, EmptyInput."""
+    prompt_ids = tokenizer.encode([prompt])[0] if prompt and truncation == LEFT else []
     cut: dict[int, int] = {}
     total = len(found) * tokenizer.special_count
     room = tokenizer.max_content_tokens if limit is None else min(limit, tokenizer.max_content_tokens)
@@ -83,7 +86,13 @@ def fit(found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, na
     for position, content in enumerate(found):
         length = len(content)
         if length > room:
-            kept, cut[position] = tokenizer.fit(content, truncation, param=name(position), limit=limit)  # type: ignore[arg-type] # an enum's number
+            kept, cut[position] = tokenizer.fit(
+                content,
+                truncation,  # type: ignore[arg-type] # an enum's number
+                param=name(position),
+                limit=limit,
+                prompt_ids=prompt_ids,
+            )
             ids.append(kept)
             total += len(kept)
             continue

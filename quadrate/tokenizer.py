@@ -94,19 +94,21 @@ class TextTokenizer:
             return self.encode(texts)
         return await asyncio.get_running_loop().run_in_executor(_threads, self.encode, texts)
 
-    def trim(self, text: str, truncation: Truncation, *, param: str) -> str:
-        """Return the part of a text that is tokenised: all of it, or `max_characters` from the end that truncation keeps.
+    def trim(self, text: str, truncation: Truncation, *, param: str, prompt: str = "") -> str:
+        """Return what is tokenised of a prompt and the text behind it: all of it, or `max_characters` with the end that truncation keeps.
 
-        Raises ContextLengthExceeded if it is longer and may not be cut.
+        A cut on the left begins behind the prompt. Raises ContextLengthExceeded if they are longer and may not be cut.
         """
-        if len(text) <= self.max_characters:
-            return text
+        size = len(prompt) + len(text)
+        if size <= self.max_characters:
+            return prompt + text
         if truncation == Truncation.RIGHT:
-            return text[: self.max_characters]
+            return (prompt + text[: self.max_characters])[: self.max_characters]
         if truncation == Truncation.LEFT:
-            return text[-self.max_characters :]
+            kept = prompt if len(prompt) < self.max_characters else ""
+            return kept + text[len(kept) - self.max_characters :]
         raise ContextLengthExceeded(
-            f"{param} has {len(text)} characters; at most {self.max_characters} are looked at for this model, which reads "
+            f"{param} has {size} characters; at most {self.max_characters} are looked at for this model, which reads "
             f"{self.max_tokens} tokens. Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
             param=param,
         )
@@ -129,7 +131,9 @@ class TextTokenizer:
                 param=param,
             )
 
-    def fit(self, ids: Sequence[int], truncation: Truncation, *, param: str, limit: int | None = None) -> tuple[Sequence[int], int]:
+    def fit(
+        self, ids: Sequence[int], truncation: Truncation, *, param: str, limit: int | None = None, prompt_ids: Sequence[int] = ()
+    ) -> tuple[Sequence[int], int]:
         """Return the content ids that the model reads, and how many were cut.
 
         Args:
@@ -137,6 +141,7 @@ class TextTokenizer:
             truncation: What to do if they are too many. TRUNCATION_UNSPECIFIED counts as NONE: callers resolve the card's default.
             param: The input's name in the request, for the error.
             limit: A lower limit on content ids than the model's own.
+            prompt_ids: The prompt's ids alone. As many of `ids` as begin like them stay when the left is cut, if something else fits, too.
 
         Raises:
             ContextLengthExceeded: They are too many and may not be cut.
@@ -148,10 +153,12 @@ class TextTokenizer:
         if truncation == Truncation.RIGHT:
             return ids[:room], excess
         if truncation == Truncation.LEFT:
-            return ids[excess:], excess
+            kept = _in_common(ids, prompt_ids)
+            return (ids[excess:] if not 0 < kept < room else [*ids[:kept], *ids[kept + excess :]]), excess
         total = room + self.special_count
+        reads = "this model reads at most" if room == self.max_content_tokens else "the request allows at most"
         raise ContextLengthExceeded(
-            f"{param} has {len(ids) + self.special_count} tokens, special tokens included; this model reads at most {total}. "
+            f"{param} has {len(ids) + self.special_count} tokens, special tokens included; {reads} {total}. "
             "Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
             param=param,
         )
@@ -163,6 +170,11 @@ class TextTokenizer:
     def count(self, ids: Sequence[int]) -> int:
         """Return how many tokens the model reads for these content ids."""
         return len(ids) + self.special_count
+
+
+def _in_common(ids: Sequence[int], prompt_ids: Sequence[int]) -> int:
+    """Return how many ids both begin with. Where prompt and text meet, a token of both may stand: it is the text's."""
+    return next((place for place, (one, other) in enumerate(zip(ids, prompt_ids, strict=False)) if one != other), len(prompt_ids))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:

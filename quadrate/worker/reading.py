@@ -10,7 +10,7 @@ import numpy as np
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import check_count, choose_prompt, empty, refuse_nul, unreadable
 from quadrate.v1.embed_pb2 import EmbedRequest
-from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT, Input, TokenIds, Truncation
+from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT, Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quadrate.runtime.engine import Model
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import TokenizeRequest
+    from quadrate.v1.options_pb2 import Input
 
 _CARD_TRUNCATIONS: dict[str, Truncation] = {"none": NONE, "left": LEFT, "right": RIGHT}
 
@@ -86,7 +87,6 @@ async def read(
     names: str,
     prompt: str = "",
     truncation: Truncation,
-    limit: int | None = None,
 ) -> Readings:
     """Read inputs that `check_inputs` has passed.
 
@@ -96,7 +96,6 @@ async def read(
         names: What the request calls the list.
         prompt: Put before each text; ids stand as they are.
         truncation: For inputs that are too long; NONE refuses them.
-        limit: A lower limit on content ids than the model's own.
 
     Raises:
         ContextLengthExceeded: An input is too long and may not be cut.
@@ -104,28 +103,23 @@ async def read(
         InvalidArgument: A token id is not in the vocabulary.
     """
     texts = [
-        tokenizer.trim(prompt + item.text, truncation, param=f"{names}[{place}].text")
+        tokenizer.trim(item.text, truncation, param=f"{names}[{place}].text", prompt=prompt)
         for place, item in enumerate(inputs)
         if item.HasField("text")
     ]
     encoded = iter(await tokenizer.encode_async(texts) if texts else ())
+    prompt_ids = tokenizer.encode([prompt])[0] if prompt and truncation == LEFT else []
     readings = Readings([], [])
     for place, item in enumerate(inputs):
         is_text = item.HasField("text")
         param = f"{names}[{place}].{'text' if is_text else 'token_ids'}"
         ids: Sequence[int] = next(encoded) if is_text else _given(item, tokenizer, param)
-        reading, cut = _fit(ids, tokenizer, param, truncation, limit)
-        readings.ids.append(reading)
+        if not len(ids):
+            raise unreadable(param)
+        kept, cut = tokenizer.fit(ids, truncation, param=param, prompt_ids=prompt_ids if is_text else ())
+        readings.ids.append(tokenizer.read(kept))
         readings.cut.append(cut)
     return readings
-
-
-async def read_query(text: str, ids: TokenIds | None, tokenizer: TextTokenizer, *, prompt: str = "") -> NDArray[np.int32]:
-    """Read a query, given as text or as content ids; it is never cut. Raises as `read` does."""
-    if ids is not None:
-        return _fit(_given(Input(token_ids=ids), tokenizer, "query_token_ids"), tokenizer, "query_token_ids", NONE)[0]
-    encoded = await tokenizer.encode_async([tokenizer.trim(prompt + text, NONE, param="query")])
-    return _fit(encoded[0], tokenizer, "query", NONE)[0]
 
 
 def _given(item: Input, tokenizer: TextTokenizer, param: str) -> Sequence[int]:
@@ -134,13 +128,3 @@ def _given(item: Input, tokenizer: TextTokenizer, param: str) -> Sequence[int]:
     if not (ids.size and ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
         tokenizer.check_ids(list(item.token_ids.ids), param=param)
     return ids  # type: ignore[return-value]  # an array counts and slices as a sequence does
-
-
-def _fit(
-    ids: Sequence[int], tokenizer: TextTokenizer, param: str, truncation: Truncation, limit: int | None = None
-) -> tuple[NDArray[np.int32], int]:
-    """Return content ids as the model reads them, and how many were cut."""
-    if not len(ids):
-        raise unreadable(param)
-    kept, cut = tokenizer.fit(ids, truncation, param=param, limit=limit)
-    return tokenizer.read(kept), cut

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.cohere import read_rerank
+from gateway.cohere_embed import read_embed
 from gateway.openai import read_embedding
 from gateway.work import check_contents
 from quadrate.errors import QuadrateError
@@ -19,7 +20,8 @@ scalars = (
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8
 )
-EMBEDDING = ("model", "input", "encoding_format", "dimensions", "user", "input_type", "prompt_name", "truncate")
+EMBEDDING = ("model", "input", "encoding_format", "dimensions", "user", "input_type", "prompt_name", "truncate", "instruction")
+COHERE = ("texts", "inputs", "images", "input_type", "embedding_types", "output_dimension", "max_tokens", "truncate", "content", "type")
 RERANK = ("model", "query", "documents", "top_n", "top_k", "return_documents", "max_tokens_per_doc", "rank_fields", "instruction")
 
 
@@ -71,11 +73,26 @@ def test_rerank_bodies(body: dict[str, Any]) -> None:
     tells(read, orjson.dumps(body))
 
 
+@given(bodies(*COHERE))
+@example({"model": "m", "input_type": "clustering", "inputs": [{"content": [{"type": "text", "text": None}]}]})
+@example({"model": "m", "input_type": "clustering", "inputs": [{"content": [None]}, 5]})
+@example({"model": "m", "input_type": "clustering", "texts": ["a"], "embedding_types": [["float"]]})
+def test_coheres_embedding_bodies(body: dict[str, Any]) -> None:
+    """POST /v2/embed."""
+
+    def read(data: bytes) -> None:
+        work = read_embed(data).work
+        check_contents(work.contents, names=work.names, name=work.name, limit=2048)
+
+    tells(read, orjson.dumps({"model": "m", "input_type": "search_query", **body}))
+
+
 @given(st.binary(max_size=64))
 def test_any_bytes(data: bytes) -> None:
     """What is no JSON at all."""
     tells(read_embedding, data)
     tells(read_rerank, data)
+    tells(read_embed, data)
 
 
 @given(bodies(*EMBEDDING), st.integers(0, 200), st.binary(min_size=1, max_size=3))

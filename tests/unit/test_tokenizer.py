@@ -50,6 +50,15 @@ def test_truncation_keeps_the_named_end_and_counts_what_it_cut(tokenizer: TextTo
     assert tokenizer.fit([3, 4, 5, 6, 3, 4], truncation, param="input") == (kept, 2)
 
 
+def test_a_cut_on_the_left_begins_behind_the_prompt(tokenizer: TextTokenizer) -> None:
+    """As much of the prompt as stands unchanged before the text stays; one that leaves no room for text does not."""
+    ids = [9, 8, 3, 4, 5, 6, 7]
+    assert tokenizer.fit(ids, Truncation.LEFT, param="input", prompt_ids=[9, 8]) == ([9, 8, 6, 7], 3)
+    assert tokenizer.fit(ids, Truncation.LEFT, param="input", prompt_ids=[9, 2]) == ([9, 5, 6, 7], 3)
+    assert tokenizer.fit(ids, Truncation.LEFT, param="input", prompt_ids=ids[:4]) == ([4, 5, 6, 7], 3)
+    assert tokenizer.fit(ids, Truncation.RIGHT, param="input", prompt_ids=[9, 8]) == ([9, 8, 3, 4], 3)
+
+
 def test_an_input_that_fits_is_left_alone(tokenizer: TextTokenizer) -> None:
     """Exactly the limit fits."""
     assert tokenizer.fit([3, 4, 5, 6], Truncation.NONE, param="input") == ([3, 4, 5, 6], 0)
@@ -109,3 +118,8 @@ def test_no_text_can_use_up_the_memory(tokenizer: TextTokenizer) -> None:
     assert tokenizer.trim(text, Truncation.LEFT, param="input") == text[-LONGEST_CHARACTERS:]
     with pytest.raises(ContextLengthExceeded, match=f"input has {len(text)} characters; at most {LONGEST_CHARACTERS}"):
         tokenizer.trim(text, Truncation.NONE, param="input")
+    for prompt in ("query: ", "p" * (LONGEST_CHARACTERS + 5)):
+        for side in (Truncation.LEFT, Truncation.RIGHT):
+            assert len(tokenizer.trim(text, side, param="input", prompt=prompt)) == LONGEST_CHARACTERS
+    assert tokenizer.trim(text, Truncation.LEFT, param="input", prompt="query: ").startswith("query: ")
+    assert tokenizer.trim("cat", Truncation.LEFT, param="input", prompt="query: ") == "query: cat"

@@ -72,6 +72,19 @@ async def test_what_was_cut_is_told(door: Door) -> None:
     assert (answer.usage.tokens, answer.usage.tokens_cut) == (MAX_TOKENS + 3, 5)
 
 
+async def test_a_cut_on_the_left_spares_the_prompt(door: Door, worker: FakeWorker) -> None:
+    """The end of the text is what is kept, behind the prompt, as with a prompt before a text that fits."""
+    text = "hello " * 20 + "cat " * 20
+    answer = await door.embed.Embed(request(text, prompt="query: ", truncation=options_pb2.LEFT))
+    fitting = await door.embed.Embed(request("hello " * 8 + "cat " * 20, prompt="query: "))
+    assert answer.usage.tokens_cut == 12
+    assert answer.embeddings[0].values == fitting.embeddings[0].values
+    counted = await door.models.Tokenize(
+        model_pb2.TokenizeRequest(model="fake", inputs=[options_pb2.Input(text=text)], prompt="query: ", truncation=options_pb2.LEFT)
+    )
+    assert list(counted.tokenizations[0].ids)[1:-1] == list(worker.received[0].inputs[0].token_ids.ids)
+
+
 async def test_a_cards_own_truncation_holds_unless_the_request_says_otherwise(open_door: Callable[..., Any]) -> None:
     """A card may say that long inputs are cut."""
     card = fake_card("fake", truncation=options_pb2.RIGHT)
