@@ -24,7 +24,9 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="See which models there are, and get, check or remove their files.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="See which models there are, get, check or remove their files, and load them at running workers.", no_args_is_help=True
+)
 config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
@@ -53,6 +55,15 @@ Key = Annotated[
     str | None, typer.Option("--key", envvar="QUADRATE_API_KEY", help="API key, where the mesh asks for one.", show_default=False)
 ]
 Aliases = Annotated[list[str], typer.Argument(metavar="ALIAS...", help="Models of models.yaml.")]
+OneAlias = Annotated[str, typer.Argument(metavar="ALIAS", help="A model of models.yaml.")]
+Workers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        metavar="HOST:PORT",
+        help="A worker's own gRPC port. May be repeated. Default: where models of its task are on this machine.",
+    ),
+]
 AllAliases = Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Models of models.yaml. Default: all.")]
 
 
@@ -78,7 +89,7 @@ def up(  # noqa: PLR0913 - the flags
     *,
     config: Config = None,
     model: Model = None,
-    precision: Annotated[Precision, typer.Option(help="Class of arithmetic of the workers.")] = "exact",
+    precision: Annotated[Precision | None, typer.Option(help="Class of arithmetic of the workers. Default: exact.")] = None,
     gateways: Annotated[int, typer.Option(help="Gateway processes.", min=1, max=64)] = 1,
     embed_workers: Annotated[int, typer.Option(help="Embedding workers; each holds all embedding models.", min=1, max=64)] = 1,
     rerank_workers: Annotated[int, typer.Option(help="Reranking workers; each holds all rerankers.", min=1, max=64)] = 1,
@@ -258,27 +269,67 @@ def check(*, as_json: AsJson = False) -> None:
 
 
 @models_app.command("list")
-def models_list(*, config: Config = None, as_json: AsJson = False) -> None:
-    """Show the models that models.yaml describes, and which are here."""
-    from quadrate.cli import models  # noqa: PLC0415
+def models_list(*, config: Config = None, worker: Workers = None, as_json: AsJson = False) -> None:
+    """Show the models that models.yaml describes, and which are here; or with --worker those that workers have loaded."""
+    from quadrate.cli import admin, models  # noqa: PLC0415
 
-    raise typer.Exit(models.show(_config(config), as_json=as_json))
+    raise typer.Exit(admin.listed(worker, as_json=as_json) if worker else models.show(_config(config), as_json=as_json))
+
+
+@models_app.command("show")
+def models_show(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+    """Print all that is known of a model, as JSON; or with --worker what a worker serves under this name."""
+    from quadrate.cli import admin, models  # noqa: PLC0415
+
+    raise typer.Exit(admin.show(alias, worker) if worker else models.card(_config(config), alias))
 
 
 @models_app.command("pull")
-def models_pull(aliases: Aliases, *, config: Config = None) -> None:
-    """Get models into the store, so that workers start without a network."""
-    from quadrate.cli import models  # noqa: PLC0415
+def models_pull(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Aliases of models.yaml, or ORG/NAME of the hub; @REVISION chooses.")
+    ],
+    *,
+    config: Config = None,
+    update: Annotated[bool, typer.Option("--update", help="Take the newest revision of a model that is locked already.")] = False,
+) -> None:
+    """Get models into the store, so that workers start without a network, and lock revision and hashes of those of the hub."""
+    from quadrate.cli import pull  # noqa: PLC0415
 
-    raise typer.Exit(models.pull(_config(config), aliases))
+    raise typer.Exit(pull.pull(_config(config), models, update=update))
 
 
 @models_app.command("verify")
-def models_verify(aliases: AllAliases = None, *, config: Config = None) -> None:
-    """Compare the files of models in the store with their hashes."""
+def models_verify(
+    aliases: AllAliases = None,
+    *,
+    config: Config = None,
+    precision: Annotated[Precision, typer.Option(help="Class of arithmetic to compare in.")] = "exact",
+    make_golden: Annotated[bool, typer.Option("--make-golden", help="Write the golden vectors instead of comparing them.")] = False,
+) -> None:
+    """Compare models in the store with their hashes and their golden vectors."""
     from quadrate.cli import models  # noqa: PLC0415
 
-    raise typer.Exit(models.verify(_config(config), aliases or []))
+    raise typer.Exit(models.verify(_config(config), aliases or [], make_golden=make_golden, precision=precision))
+
+
+@models_app.command("load")
+def models_load(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+    """Load a model at a running worker, or load it again after its card, its files or its lock changed.
+
+    The one that answers goes on until the new one has proven itself, and for good if that fails.
+    """
+    from quadrate.cli import admin  # noqa: PLC0415
+
+    raise typer.Exit(admin.load(_config(config), alias, worker or ()))
+
+
+@models_app.command("unload")
+def models_unload(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+    """Drop a model at a running worker and give its memory back."""
+    from quadrate.cli import admin  # noqa: PLC0415
+
+    raise typer.Exit(admin.unload(_config(config), alias, worker or ()))
 
 
 @models_app.command("remove")

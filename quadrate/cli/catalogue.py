@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from quadrate.config import yamlfile
+from quadrate.config import lock
 from quadrate.config.models import FolderSource, HubSource, ModelCard, ModelsFile
 from quadrate.errors import ConfigError, StoreError
 from quadrate.runtime import store
@@ -50,7 +50,7 @@ def load(folder: Path, added: Sequence[str]) -> ModelsFile:
         ConfigError: The file or a `--model` cannot be used.
         StoreError: A model of `--model` cannot be looked at.
     """
-    file = yamlfile.load(folder / "models.yaml", ModelsFile)
+    file = lock.load(folder / "models.yaml")
     if not added:
         return file
     cards = {given.alias: card_of(given) for given in map(Given.parse, added)}

@@ -1,22 +1,25 @@
-"""`quadrate models`: which models are described and which are here; getting, checking and removing them."""
+"""`quadrate models`: which models are described and which are here; checking and removing them."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadrate.cli import progress
-from quadrate.config import yamlfile
-from quadrate.config.models import FolderSource, HubSource, ModelsFile, WheelSource
-from quadrate.errors import ConfigError
+from quadrate import __version__
+from quadrate.config import lock
+from quadrate.config.models import FolderSource, HubSource, WheelSource
+from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
+from quadrate.errors import ConfigError, StoreError
 from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from quadrate.config.models import ModelCard
+    from quadrate.config.worker import Precision
+    from quadrate.runtime.store import StoredModel
 
 
 def show(config: Path, *, as_json: bool) -> int:
@@ -38,29 +41,62 @@ def show(config: Path, *, as_json: bool) -> int:
     return 0
 
 
-def pull(config: Path, aliases: Sequence[str]) -> int:
-    """Get the models that are not here, and name the folder of each. Raises StoreError."""
-    with progress.shown() as watch:
-        got = {alias: store.ensure(alias, card, progress=watch) for alias, card in _cards(config, aliases).items()}
-    for alias, stored in got.items():
-        print(f"{alias}: {stored.path} ({stored.revision})")
-    return 0
+def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision: Precision) -> int:
+    """Hash the files of the models that are here, run each against its golden vectors, and say what is wrong; returns 1 if anything is.
 
-
-def verify(config: Path, aliases: Sequence[str]) -> int:
-    """Hash the files of the models that are here and say what is wrong; returns 1 if anything is."""
+    Args:
+        config: The configuration folder.
+        aliases: Which models; all if empty.
+        make_golden: Whether to write the golden vectors of what each model gives now, in exact arithmetic, instead of comparing them.
+        precision: The class of arithmetic that is compared.
+    """
     failed = False
     for alias, card in _cards(config, aliases).items():
-        stored = store.kept(card)
-        problems = store.verify(stored) if stored else []
-        if stored and not problems and store.find(card) is None:
-            problems = [f"{stored.path} does not hold the files that the model's card names."]
-        verdict = "not in the store" if stored is None else "damaged" if problems else "good"
-        print("\n".join([f"{alias}: {verdict}", *(f"  {problem}" for problem in problems)]))
+        stored, problems = _hashed(alias, card)
+        notes: list[str] = []
+        if stored is not None and not problems and (card.golden or make_golden):
+            problems, notes = _proven(config, alias, card, stored, make_golden=make_golden, precision=precision)
+        verdict = "not in the store" if stored is None and not problems else "damaged" if problems else "good"
+        print("\n".join([f"{alias}: {verdict}", *(f"  {line}" for line in (*problems, *notes))]))
         failed = failed or bool(problems) or (stored is None and alias in aliases)
     if failed:
         print("`quadrate models pull ALIAS` gets a model anew where a file is missing or damaged.")
     return int(failed)
+
+
+def _hashed(alias: str, card: ModelCard) -> tuple[StoredModel | None, list[str]]:
+    """Return a model that is here, and what is wrong with its files."""
+    if isinstance(card.source, FolderSource):
+        try:
+            return store.ensure(alias, card), []
+        except StoreError as exc:
+            return None, [str(exc)]
+    stored = store.kept(card)
+    problems = store.verify(stored) if stored else []
+    if stored and not problems and store.find(card) is None:
+        problems = [f"{stored.path} does not hold the files that the model's card names."]
+    return stored, problems
+
+
+def _proven(
+    config: Path, alias: str, card: ModelCard, stored: StoredModel, *, make_golden: bool, precision: Precision
+) -> tuple[list[str], list[str]]:
+    """Compare a model with its golden vectors, or make them; return what is wrong and what is to be said."""
+    # Imported here: they bring ONNX Runtime, which nothing else of this command needs.
+    from quadrate.runtime import engine, golden  # noqa: PLC0415
+
+    try:
+        kind = EmbedSettings if card.task == "embed" else RerankSettings
+        settings = load_worker_settings(kind, precision="exact" if make_golden else precision)
+        model = engine.load(alias, card, stored, settings)
+        if not make_golden:
+            return golden.check(model), [f"golden vectors match in precision {precision}"]
+        path = Path(card.golden) if card.golden else config / "golden" / f"{alias}.json"
+        golden.write(path, golden.make(model, made_by=f"quadrate {__version__}"))
+    except ConfigError as exc:
+        return [str(exc)], []
+    named = "" if card.golden else f"; name it in the model's card: `golden: golden/{alias}.json`"
+    return [], [f"wrote {path}{named}"]
 
 
 def remove(config: Path, aliases: Sequence[str]) -> int:
@@ -77,9 +113,16 @@ def remove(config: Path, aliases: Sequence[str]) -> int:
     return 0
 
 
+def card(config: Path, alias: str) -> int:
+    """Print all that is known of a model without loading it, as JSON: its card, its lock put in, and where its files are."""
+    found = _cards(config, [alias])[alias]
+    print(json.dumps({**_row(alias, found), "card": found.model_dump(mode="json", exclude_defaults=True)}, indent=2, ensure_ascii=False))
+    return 0
+
+
 def _cards(config: Path, aliases: Sequence[str]) -> dict[str, ModelCard]:
     """Return the cards of the aliases, or all; raises ConfigError for an unknown one."""
-    cards = yamlfile.load(config / "models.yaml", ModelsFile).models
+    cards = lock.load(config / "models.yaml").models
     for alias in aliases:
         if alias not in cards:
             raise ConfigError(f"{config / 'models.yaml'} describes no {alias!r}; it has: {', '.join(cards)}.")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import quadrate
-from quadrate.cli import assemble, banner, logfile, preflight, progress
+from quadrate.cli import assemble, banner, logfile, preflight, progress, pull
 from quadrate.cli.plan import Folder
+from quadrate.config.models import HubSource
 from quadrate.errors import ConfigError
 from quadrate.runtime import folder as model_folder
 from quadrate.runtime import store
@@ -32,6 +33,8 @@ def prepare(options: Options) -> Folder:
     mesh = assemble.read(options)
     preflight.check_packages(workers=bool(mesh.cards))
     preflight.check_ports(options.host, mesh.ports())
+    if _lock_models(mesh):
+        mesh = assemble.read(options)
     planned = assemble.plan(mesh, folder)
     _fetch_models(mesh)
     folder.create()
@@ -87,6 +90,15 @@ def _settled(folder: Folder, process: subprocess.Popen[bytes]) -> bool:
 
 def _supervisor(folder: Folder) -> list[str]:
     return [sys.executable, "-m", "quadrate.cli.supervisor", str(folder.path)]
+
+
+def _lock_models(mesh: Mesh) -> bool:
+    """Pull the models of the hub that are to be served and were never pulled; returns whether there were any."""
+    unlocked = {alias: card for alias, card in mesh.cards.items() if isinstance(card.source, HubSource) and not card.source.revision}
+    with progress.shown() as show:
+        for alias, card in unlocked.items():
+            pull.locked(mesh.options.config / "models.yaml", alias, card, watch=show)
+    return bool(unlocked)
 
 
 def _fetch_models(mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ lock is made to be committed with models.yaml. `QUADRATE_MODELS_LOCK_PATH` puts 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -82,11 +83,21 @@ def put(path: Path, alias: str, locked: Locked) -> bool:
             new.write_text(after.model_dump_json(indent=2) + "\n", encoding="utf-8")
             new.replace(path)
     except OSError as exc:
-        raise ConfigError(
-            f"{path}: cannot be written: {exc.strerror}. It holds the revisions and hashes of the models that were pulled; make its folder "
-            f"writable, work on a copy of the folder with --config, or name another file by {VARIABLE}."
-        ) from exc
+        raise _not_writable(path, exc.strerror or type(exc).__name__) from exc
     return True
+
+
+def check_writable(path: Path) -> None:
+    """Raise ConfigError if a lock cannot be written, before anything is fetched that it would have to name."""
+    if not os.access(path.parent, os.W_OK):
+        raise _not_writable(path, os.strerror(errno.EACCES) if path.parent.is_dir() else os.strerror(errno.ENOENT))
+
+
+def _not_writable(path: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be written: {reason}. It holds the revisions and hashes of the models that were pulled; make its folder "
+        f"writable, work on a copy of the configuration folder with --config, or name another file by {VARIABLE}."
+    )
 
 
 def _completed(card: ModelCard, locked: Locked | None, folder: Path) -> ModelCard:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LATER = "89abcdef0123456789abcdef0123456789abcdef"
 _RESOLVE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/?]+)(/(?P<what>tree|revision)/(?P<revision>[^/?]+))?")
 
@@ -29,6 +30,7 @@ class Hub:
         cut_after: For a file, how many bytes arrive before the connection breaks, once.
         corrupt: Files that arrive with other bytes than announced.
         gone: Whether everything answers 503.
+        commit: What the main branch stands for; COMMIT and LATER are there in any case.
         requests: Method, path and Range header of every request that came.
     """
 
@@ -38,6 +40,7 @@ class Hub:
     cut_after: dict[str, int] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
     gone: bool = False
+    commit: str = COMMIT
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -91,25 +94,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(401, "GatedRepo", "Access to model is restricted")
         elif match is None or match["repository"] != hub.repository:
             self._refuse(401, "RepoNotFound", "Repository not found")
-        elif match["revision"] not in {None, "main", COMMIT}:
+        elif match["revision"] not in {None, "main", COMMIT, LATER}:
             self._refuse(404, "RevisionNotFound", "Invalid rev id")
         elif "name" in match.groupdict():
-            self._file(match["name"])
+            self._file(match["name"], self._commit(match["revision"]))
         else:
-            self._send(200, json.dumps(self._tree() if match["what"] == "tree" else self._info()).encode(), {})
+            told = self._tree() if match["what"] == "tree" else self._info(self._commit(match["revision"]))
+            self._send(200, json.dumps(told).encode(), {})
 
-    def _info(self) -> dict[str, object]:
-        return {"id": self.repo.repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.repo.files]}
+    def _commit(self, revision: str | None) -> str:
+        return self.repo.commit if revision in {None, "main"} else str(revision)
+
+    def _info(self, commit: str) -> dict[str, object]:
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.repo.files.items()]
+        return {"id": self.repo.repository, "sha": commit, "siblings": siblings}
 
     def _tree(self) -> list[dict[str, object]]:
         return [{"type": "file", "path": name, "oid": _etag(name, data), "size": len(data)} for name, data in self.repo.files.items()]
 
-    def _file(self, name: str) -> None:
+    def _file(self, name: str, commit: str) -> None:
         data = self.repo.files.get(name)
         if data is None:
             self._refuse(404, "EntryNotFound", "Entry not found")
             return
-        headers = {"ETag": f'"{_etag(name, data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{_etag(name, data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         body = bytes(reversed(data)) if name in self.repo.corrupt else data
         ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if ranged:

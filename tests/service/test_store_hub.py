@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.service.hub_server import COMMIT, Hub
+from tests.service.hub_server import COMMIT, LATER, Hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,10 @@ def _card(*, hashes: bool = False, **changes: Any) -> dict[str, Any]:
     return card | changes
 
 
+def _unlocked() -> dict[str, Any]:
+    return _card(source={"type": "hub", "repository": REPOSITORY})
+
+
 class Puller:
     """`quadrate models pull tiny` as a user runs it, with folders of its own."""
 
@@ -65,14 +69,19 @@ class Puller:
         """Write models.yaml."""
         (self.config / "models.yaml").write_text(yaml.safe_dump({"models": {"tiny": card}}))
 
-    def command(self, verb: str = "pull") -> list[str]:
+    def command(self, verb: str = "pull", *flags: str, model: str = "tiny") -> list[str]:
         """Return the command line."""
-        return [sys.executable, "-m", "quadrate.cli", "models", verb, "tiny", "--config", str(self.config)]
+        return [sys.executable, "-m", "quadrate.cli", "models", verb, model, "--config", str(self.config), *flags]
 
-    def run(self, verb: str = "pull", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, verb: str = "pull", *flags: str, model: str = "tiny", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         return subprocess.run(
-            self.command(verb), env=self.environment | environment, capture_output=True, text=True, check=False, timeout=60
+            self.command(verb, *flags, model=model),
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
 
     @property
@@ -265,3 +274,109 @@ def test_the_manifest_says_what_was_verified(puller: Puller) -> None:
     manifest = json.loads((puller.model / ".quadrate.json").read_text())
     assert manifest["revision"] == COMMIT
     assert {name: row["sha256"] for name, row in manifest["files"].items()} == _card(hashes=True)["files"]
+
+
+def _lock(puller: Puller) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((puller.config / "models.lock.json").read_text())["models"]["tiny"]
+    return found
+
+
+def test_pull_locks_the_newest_revision_and_every_hash(puller: Puller) -> None:
+    """A card that names neither revision nor hashes is pulled at what the main branch is now, and both are locked beside models.yaml."""
+    puller.describe(_unlocked())
+    done = puller.run()
+    assert done.returncode == 0, done.stderr
+    assert _lock(puller) == {"repository": REPOSITORY, "revision": COMMIT, "files": _card(hashes=True)["files"]}
+    _assert_whole(puller.model)
+    assert "tiny: good" in puller.run("verify").stdout
+
+
+def test_a_lock_stays_until_an_update_is_asked_for(puller: Puller, hub: Hub) -> None:
+    """What is locked is pulled again as it was, whatever the branch is now; --update and @REVISION look again."""
+    puller.describe(_unlocked())
+    assert puller.run().returncode == 0
+    hub.commit = LATER
+    assert puller.run("remove").returncode == 0
+    assert puller.run().returncode == 0
+    assert _lock(puller)["revision"] == COMMIT
+    hub.files["config.json"] += b"\n"
+    assert puller.run("pull", "--update").returncode == 0
+    assert _lock(puller)["revision"] == LATER
+    assert _lock(puller)["files"]["config.json"] == hashlib.sha256(hub.files["config.json"]).hexdigest()
+    named = puller.run("pull", model=f"tiny@{LATER}")
+    assert named.returncode == 0, named.stderr
+
+
+def test_an_unlocked_model_is_never_served_in_silence(puller: Puller) -> None:
+    """A worker whose model was never pulled says so and does not start; nothing is resolved behind anybody's back."""
+    puller.describe(_unlocked())
+    environment = {"EMBED_MODEL_NAME": "tiny", "EMBED_PORT": "0", "EMBED_HTTP_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "embed_worker"],
+        env=puller.environment | environment | {"QUADRATE_MODELS_PATH": str(puller.config / "models.yaml")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 70
+    assert "names no revision and none is locked" in done.stdout
+    assert "Run `quadrate models pull tiny` once" in done.stdout
+
+
+def test_a_lock_can_lie_elsewhere(puller: Puller, tmp_path: Path) -> None:
+    """QUADRATE_MODELS_LOCK_PATH names another file; where it cannot be written nothing is fetched."""
+    puller.describe(_unlocked())
+    elsewhere = tmp_path / "lock.json"
+    assert puller.run(QUADRATE_MODELS_LOCK_PATH=str(elsewhere)).returncode == 0
+    assert json.loads(elsewhere.read_text())["models"]["tiny"]["revision"] == COMMIT
+    assert not (puller.config / "models.lock.json").exists()
+    refused = puller.run(QUADRATE_MODELS_LOCK_PATH=str(tmp_path / "nowhere" / "lock.json"))
+    assert refused.returncode == 1
+    assert "nowhere/lock.json: cannot be written: No such file or directory" in refused.stderr
+    assert "name another file by QUADRATE_MODELS_LOCK_PATH" in refused.stderr
+
+
+def test_a_damaged_lock_is_named(puller: Puller) -> None:
+    """A lock that is no JSON is named with the way out."""
+    puller.describe(_unlocked())
+    (puller.config / "models.lock.json").write_text("{")
+    done = puller.run()
+    assert done.returncode == 1
+    assert "models.lock.json: cannot be used: Invalid JSON" in done.stderr
+    assert "run `quadrate models pull` again" in done.stderr
+
+
+def test_a_card_goes_before_its_lock(puller: Puller) -> None:
+    """A revision that the card names is the one that is pulled; another one by @ is refused."""
+    done = puller.run("pull", model=f"tiny@{LATER}")
+    assert done.returncode == 1
+    assert f"its card in models.yaml names the revision {COMMIT}; change it there" in done.stderr
+
+
+def test_a_model_that_the_catalogue_does_not_have_is_pulled_by_name(puller: Puller) -> None:
+    """ORG/NAME finds the card of that repository; without one it is fetched, and how to serve it is said."""
+    assert puller.run("pull", model=REPOSITORY).stdout.startswith("tiny: ")
+    puller.describe(_card(source={"type": "folder", "path": "/nowhere"}))
+    done = puller.run("pull", model=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert f"quadrate up --model tiny={REPOSITORY}@{COMMIT}" in done.stdout
+    _assert_whole(puller.model)
+    unknown = puller.run("pull", model="nothing")
+    assert unknown.returncode == 1
+    assert "describes no 'nothing'; it has: tiny. A model of the hub is named ORG/NAME" in unknown.stderr
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "QUADRATE_OFFLINE"])
+def test_offline_a_pull_takes_what_was_cached(puller: Puller, hub: Hub, switch: str) -> None:
+    """With the switch an unlocked model is resolved from the cache of the hub's client, if it is there, and nobody is asked."""
+    puller.describe(_unlocked())
+    assert "fetching is switched off" in puller.run(**{switch: "1"}).stderr
+    assert puller.run().returncode == 0
+    assert puller.run("remove").returncode == 0
+    (puller.config / "models.lock.json").unlink()
+    hub.requests.clear()
+    done = puller.run(**{switch: "1"})
+    assert done.returncode == 0, done.stderr
+    assert hub.requests == []
+    assert _lock(puller)["revision"] == COMMIT

@@ -11,7 +11,20 @@ they are.
 """
 
 from quadrate.runtime.store.files import weight_bytes
-from quadrate.runtime.store.models import StoredModel, ensure, find, hub_client, kept, listed, remove, root, verify
+from quadrate.runtime.store.models import StoredModel, ensure, find, hashes, hub_client, kept, listed, remove, root, verify
 from quadrate.runtime.store.progress import Progress
 
-__all__ = ["Progress", "StoredModel", "ensure", "find", "hub_client", "kept", "listed", "remove", "root", "verify", "weight_bytes"]
+__all__ = [
+    "Progress",
+    "StoredModel",
+    "ensure",
+    "find",
+    "hashes",
+    "hub_client",
+    "kept",
+    "listed",
+    "remove",
+    "root",
+    "verify",
+    "weight_bytes",
+]

@@ -23,12 +23,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from tqdm.std import tqdm
 
 from quadrate.errors import StoreError
 from quadrate.runtime.store.files import git_sha1, inside, needed, place, sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from quadrate.config.models import HubSource, ModelCard
     from quadrate.runtime.store.progress import Progress
 
@@ -53,14 +56,25 @@ def fetch(source: HubSource, card: ModelCard, into: Path, *, offline: bool, prog
     local_only = offline or constants.HF_HUB_OFFLINE
     try:
         names = sorted(card.files) or _names(source, card.graph, local_only=local_only)
-        if not local_only and not all(_is_cached(source, name) for name in names):
-            # Ask once without retries: the client would take half a minute to say that there is no network.
-            HfApi().model_info(source.repository, revision=source.revision)
+        missing = [name for name in names if not _is_cached(source, name)]
+        if missing and not local_only:
+            _announce(source, missing, progress)
         for name in names:
             place(_verified(source, name, card.files.get(name), local_only=local_only, progress=progress), into / name)
     except _FAILURES as exc:
         raise StoreError(_explain(exc, source, local_only=local_only)) from exc
     return names
+
+
+def _announce(source: HubSource, names: Sequence[str], progress: Progress) -> None:
+    """Tell the size of each file that is to be fetched, so that the whole is known from the start.
+
+    This asks once without retries: the client would take half a minute to say that there is no network.
+    """
+    info = HfApi().model_info(source.repository, revision=source.revision, files_metadata=True)
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    for name in names:
+        progress(name, 0, sizes.get(name))
 
 
 def resolve(repository: str, revision: str | None) -> str:
@@ -94,13 +108,14 @@ class _Bar(_Tqdm):
 
     monitor_interval = 0  # no thread that watches over the drawing
 
-    def __init__(self, progress: Progress, **settings: Any) -> None:
+    def __init__(self, progress: Progress, name: str, **settings: Any) -> None:
         self._progress = progress
+        self._name = name
         super().__init__(**settings)
 
     def update(self, n: float | None = 1) -> bool | None:
         drawn = super().update(n)
-        self._progress(self.desc, int(self.n), int(self.total) if self.total else None)
+        self._progress(self._name, int(self.n), int(self.total) if self.total else None)
         return drawn
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -135,7 +150,7 @@ def _verified(source: HubSource, name: str, expected: str | None, *, local_only:
         name,
         revision=source.revision,
         cache_dir=_cache(),
-        tqdm_class=functools.partial(_Bar, progress),
+        tqdm_class=functools.partial(_Bar, progress, name),
     )
     path = Path(get(local_files_only=local_only))
     if not _is_right(path, expected) and not local_only:
@@ -159,10 +174,15 @@ def _is_right(path: Path, expected: str | None) -> bool:
 
 
 def _commit_of_cached(repository: str, revision: str) -> str:
+    """Return the commit that a revision was when it was fetched; what was fetched by a commit alone, as we do, must be the only one."""
     config = try_to_load_from_cache(repository, "config.json", cache_dir=_cache(), revision=revision)
-    if not isinstance(config, str):
+    if isinstance(config, str):
+        return Path(config).parent.name
+    snapshots = Path(_cache()) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots"
+    commits = [path.parent.name for path in snapshots.glob("*/config.json")]
+    if revision != "main" or len(commits) != 1:
         raise LocalEntryNotFoundError(repository)
-    return Path(config).parent.name
+    return commits[0]
 
 
 def _explain(exc: Exception, source: HubSource | str, *, local_only: bool) -> str:

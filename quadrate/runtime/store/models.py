@@ -73,6 +73,7 @@ def ensure(alias: str, card: ModelCard, *, progress: Progress = silent) -> Store
     try:
         if isinstance(card.source, FolderSource):
             return StoredModel(card.source.path, digest(folder.read(card.source.path, card)))
+        _refuse_unlocked(alias, card.source)
         target = _place(card.source)
         with contextlib.suppress(LookupError):
             return _stored(target, card)
@@ -116,9 +117,14 @@ def remove(stored: StoredModel) -> None:
         stored.path.parent.rmdir()
 
 
+def hashes(stored: StoredModel) -> dict[str, str]:
+    """Return the SHA-256 of each file of a model in the store. Raises LookupError if it is not there."""
+    return {name: file.sha256 for name, file in _read_manifest(stored.path)[1].items()}
+
+
 def find(card: ModelCard) -> StoredModel | None:
     """Return the model of `card` if it is in the store as its card says, without fetching or waiting."""
-    if isinstance(card.source, FolderSource):
+    if isinstance(card.source, FolderSource) or not _is_pinned(card.source):
         return None
     try:
         return _stored(_place(card.source), card)
@@ -128,7 +134,7 @@ def find(card: ModelCard) -> StoredModel | None:
 
 def kept(card: ModelCard) -> StoredModel | None:
     """Return what the store holds of the source of `card`, whole or damaged, without fetching or waiting."""
-    if isinstance(card.source, FolderSource):
+    if isinstance(card.source, FolderSource) or not _is_pinned(card.source):
         return None
     target = _place(card.source)
     try:
@@ -141,6 +147,19 @@ def offline() -> bool:
     """Whether fetching is switched off."""
     switches = ("QUADRATE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in switches)
+
+
+def _is_pinned(source: Source) -> bool:
+    """Whether it is known which files the source stands for."""
+    return not isinstance(source, HubSource) or bool(source.revision)
+
+
+def _refuse_unlocked(alias: str, source: Source) -> None:
+    if not _is_pinned(source):
+        raise StoreError(
+            "its card names no revision and none is locked: what is served would change by itself. "
+            f"Run `quadrate models pull {alias}` once, which locks the revision it finds."
+        )
 
 
 def _place(source: Source) -> Path:
