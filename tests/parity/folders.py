@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from quadrate.runtime.graphs import Graph
+    from quadrate.runtime.graphs.builder import Kernels
+
     Array = NDArray[np.float32]
 
 VOCABULARY = 120
@@ -71,6 +74,11 @@ def save(model: Any, path: Path) -> Path:
 
 def session(path: Path, **facts: Any) -> OnnxSession:
     """Open the model in a folder; `facts` overrule the plain ones of an embedding model with mean pooling."""
+    return OnnxSession(graph(path, **facts), CPU, threads=1)
+
+
+def graph(path: Path, kernels: Kernels = "onnxruntime", **facts: Any) -> Graph:
+    """Write the graph of the model in a folder, as `session` opens it."""
     config = JsonFile(path / "config.json")
     family = str(config.data["model_type"])
     encoder = FAMILIES[family].read(config)
@@ -85,7 +93,7 @@ def session(path: Path, **facts: Any) -> OnnxSession:
         "prompts": {},
         "default_prompt_name": "",
     }
-    return OnnxSession(build(Facts(**{**plain, **facts}), Weights(path)), CPU, threads=1)
+    return build(Facts(**{**plain, **facts}), Weights(path), kernels=kernels)
 
 
 def readings(lengths: Sequence[int] = LENGTHS, *, pairs: bool = False, seed: int = 5) -> list[Reading]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from quadrate.errors import ConfigError
+from quadrate.runtime.encoders import rotation
 from quadrate.runtime.encoders.encoder import Encoder
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.attention import Heads, attend
-from quadrate.runtime.graphs.rope import Rope, turn
+from quadrate.runtime.graphs.rope import turn
 from quadrate.runtime.graphs.sight import Sight
 from quadrate.runtime.graphs.writer import Writer, prefix_of
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.runtime.graphs.packed import Only, Packed
+    from quadrate.runtime.graphs.rope import Rope
     from quadrate.runtime.jsonfile import JsonFile
     from quadrate.runtime.weights import Weights
 
@@ -93,14 +95,8 @@ class Qwen3(Encoder):
 
 def _rope(config: JsonFile, width: int, positions: int) -> Rope:
     """Read how positions turn values: newer files say it in rope_parameters, older ones in rope_theta and rope_scaling."""
-    found: Any = config.data.get("rope_parameters") or config.data.get("rope_scaling") or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{config.path}: rope_parameters is no JSON object; fetch the model again.")
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in ("default", "linear"):
-        raise ConfigError(f"{config.path}: rope_type is {kind!r}; this version serves 'default', 'linear'.")
-    base = found.get("rope_theta", config.number("rope_theta", _BASE))
-    return Rope(width=width, base=float(base), positions=positions, stretch=float(found.get("factor", 1.0)) if kind == "linear" else 1.0)
+    said = config.data.get("rope_parameters") or config.data.get("rope_scaling")
+    return rotation.read(config, said, width=width, positions=positions, base=config.number("rope_theta", _BASE))
 
 
 class _Layers(Writer):

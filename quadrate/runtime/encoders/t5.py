@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from quadrate.runtime.jsonfile import JsonFile
     from quadrate.runtime.weights import Weights
 
-MAX_POSITIONS = 32_768
-"""It has no table of positions; what a model was trained for says its tokenizer, or its sentence_bert_config.json."""
+MAX_POSITIONS = 1024
+"""There is no table of positions; what a model was trained for says its tokenizer or its sentence_bert_config.json, as a rule 512 tokens.
+The bias of distances makes the memory of a run grow with the square of a text's length, so there is an end."""
+_HEADROOM_BITS = 6
+"""Powers of two by which the inner rows of feed-forward layers may exceed float16."""
 
 _FEED_FORWARDS: dict[str, tuple[layers.Activation, bool]] = {
     "relu": ("relu", False),
@@ -153,4 +156,4 @@ class _Layers(Writer):
         inner = layers.activation(to, size.activation, inner)
         if gate:
             inner = to.node("Mul", inner, *gate)
-        return self.dense(f"{name}.wo", inner, size.width, size.inner_width, bias=False)
+        return layers.linear(to, inner, self.weight(f"{name}.wo.weight", size.width, size.inner_width), headroom_bits=_HEADROOM_BITS)
