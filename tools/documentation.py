@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AliasChoices
 from pydantic_core import PydanticUndefined
 
+from quadrate.config import yamlfile
 from quadrate.config.edge import EdgeSettings
 from quadrate.config.gateway import GatewaySettings
+from quadrate.config.models import ModelCard, ModelsFile, WheelSource
 from quadrate.config.worker import EmbedSettings, RerankSettings, WorkerSettings
 from quadrate.errors import ERRORS
 
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-FILES = ("configuration.md", "errors.md")
+FILES = ("configuration.md", "errors.md", "models.md")
+_PLACES = {"query": "queries", "document": "documents"}
+_POOLINGS: dict[str | None, str] = {
+    "mean": "mean of the tokens",
+    "cls": "first token",
+    "last": "last token",
+    "splade": "weights of words",
+    None: "",
+}
 _PART = re.compile(r"(<!-- made by tools/documentation\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -58,7 +68,13 @@ def worker() -> str:
     return _table("variable|default|meaning", [*shared, *alone])
 
 
-PARTS: dict[str, Callable[[], str]] = {"errors": errors, "gateway": gateway, "edge": edge, "worker": worker}
+def catalogue() -> str:
+    """Every model of configs/models.yaml: how it is served, and the test that holds it to its card."""
+    cards = yamlfile.load(DOCS.parent / "configs" / "models.yaml", ModelsFile).models
+    return _table("alias|model|licence|how it is served|test", (_model(alias, card) for alias, card in cards.items()))
+
+
+PARTS: dict[str, Callable[[], str]] = {"errors": errors, "gateway": gateway, "edge": edge, "worker": worker, "catalogue": catalogue}
 
 
 def variables(settings: type[BaseSettings], name: str) -> list[str]:
@@ -79,6 +95,31 @@ def main() -> None:
     for name in FILES:
         page = DOCS / name
         page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _model(alias: str, card: ModelCard) -> str:
+    test = "test_transformers.py" if isinstance(card.source, WheelSource) else "test_catalogue.py"
+    tested = "" if isinstance(card.source, WheelSource) else f"`[{alias}]`"
+    name = f"[{card.served_name}](https://huggingface.co/{card.served_name})"
+    return f"`{alias}`|{name}|{card.license}|{'; '.join(filter(None, _served(card)))}|[{test}](../tests/parity/{test}) {tested}"
+
+
+def _served(card: ModelCard) -> Iterable[str]:
+    """Give what a card says of a model, in the order in which a text meets it."""
+    yield card.architecture or "as its files say"
+    yield from (f"`{text.replace(chr(10), '⏎')}` before {_PLACES[name]}" for name, text in card.prompts.items() if name in _PLACES)
+    if card.max_tokens:
+        yield f"{card.max_tokens:,} tokens"
+    if card.pair:
+        yield "its template around query and document"
+    yield card.scoring.replace("_", " ") if card.scoring else _POOLINGS[card.pooling]
+    yield "layer norm" if card.layer_norm else ""
+    if card.outputs:
+        yield ", ".join(card.outputs).replace("_", " ")
+    if card.matryoshka_dimensions:
+        yield f"widths {', '.join(map(str, card.matryoshka_dimensions))} and its own"
+    if card.activation:
+        yield {"none": "raw logits", "sigmoid": "sigmoid"}[card.activation]
 
 
 def _settings(settings: type[BaseSettings]) -> str:

@@ -39,7 +39,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["configuration.md", "errors.md"])
+@pytest.mark.parametrize("name", ["configuration.md", "errors.md", "models.md"])
 def test_generated_parts_are_current(generator: Any, name: str) -> None:
     """`make generate` would change nothing."""
     text = (DOCS / name).read_text(encoding="utf-8")
@@ -68,7 +68,18 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
     ("heading", "schemas"),
     [
         ("routing.yaml", [routing.RoutingFile, routing.RerankRoute, routing.Upstream]),
-        ("models.yaml", [models.ModelsFile, models.ModelCard, models.WheelSource, models.HubSource, models.FolderSource]),
+        (
+            "models.yaml",
+            [
+                models.ModelsFile,
+                models.ModelCard,
+                models.PairCard,
+                models.Answers,
+                models.WheelSource,
+                models.HubSource,
+                models.FolderSource,
+            ],
+        ),
         ("auth.yaml", [auth.AuthFile, auth.ApiKey]),
         ("rate_limits.yaml", [rate_limits.RateLimitsFile, rate_limits.Limit]),
     ],
