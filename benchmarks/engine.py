@@ -44,15 +44,16 @@ from quadrate.config import yamlfile
 from quadrate.config.models import ModelsFile
 from quadrate.config.worker import EmbedSettings, usable_cores
 from quadrate.runtime import engine, memory, store
-from quadrate.runtime.batching import Limits
 from quadrate.runtime.engine import Engine, Model
-from quadrate.runtime.jobs import Batch, Lane, Rules
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
 from quadrate.v1.options_pb2 import RIGHT
+from quadrate.worker.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from quadrate.runtime.jobs import Batch, Lane
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +88,7 @@ class _Silence:
 async def _run_engine(texts: Iterable[str], *, callers: int) -> float:
     """Let callers take one text after another, and return texts a second."""
     model, settings = load_model(), EmbedSettings()
-    rules = Rules(Limits(settings.max_batch_tokens, settings.max_batch_size), runners=settings.threads)
+    rules = rules_of(settings, on_gpu=False)
     scheduler = Scheduler(rules, meter=_Silence(), on_failure=lambda lane: sys.exit(lane.failed))
     runs = Engine(model, scheduler)
     await runs.prove()

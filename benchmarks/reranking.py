@@ -38,19 +38,20 @@ from quadrate.config.models import FolderSource, ModelCard
 from quadrate.config.worker import RerankSettings
 from quadrate.reranking import DocumentLimits, Question, RerankReader
 from quadrate.runtime import engine, memory
-from quadrate.runtime.batching import Limits
 from quadrate.runtime.engine import Engine
-from quadrate.runtime.jobs import Batch, Lane, Rules
 from quadrate.runtime.scheduler import Scheduler
 from quadrate.runtime.scoring import SCORINGS, order
 from quadrate.runtime.store import StoredModel
 from quadrate.testing.model_folder import tiny_config, tiny_weights
 from quadrate.v1.options_pb2 import RIGHT
+from quadrate.worker.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sentence_transformers import CrossEncoder
+
+    from quadrate.runtime.jobs import Batch, Lane
 
 SIZES = {"hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 1536}
 MAX_TOKENS = 512
@@ -128,7 +129,7 @@ class Reranker:
 
     async def _run(self, asked: Sequence[Request], callers: int) -> list[np.ndarray]:
         settings = self._settings
-        rules = Rules(Limits(settings.max_batch_tokens, settings.max_batch_size), runners=settings.threads)
+        rules = rules_of(settings, on_gpu=False)
         scheduler = Scheduler(rules, meter=_Silence(), on_failure=lambda lane: sys.exit(lane.failed))
         runs = Engine(self.model, scheduler)
         await runs.prove()

@@ -69,10 +69,13 @@ class WorkerSettings(BaseSettings):
     """Another way to ask for `fast`, as earlier deployments did. One that contradicts the precision is refused."""
     quantization: Literal["none", "int8"] = "none"
     """`int8` is another way to ask for `small`. One that contradicts the precision is refused."""
-    max_batch_size: int = pydantic.Field(default=64, gt=0)
-    """The most texts in one run of the model; above 64 it changes nothing."""
-    max_batch_tokens: int = pydantic.Field(default=256, gt=0)
-    """The most tokens in one run; a longer text runs alone. From 256 to 512 is best on a CPU."""
+    max_batch_size: int | None = pydantic.Field(default=None, gt=0, le=4096)
+    """The most texts in one run of the model. Unset: 64 on a CPU, 512 on a GPU."""
+    max_batch_tokens: int | None = pydantic.Field(default=None, gt=0)
+    """The most tokens in one run; a longer text runs alone. Unset: 256 on a CPU, where up to 512 is as good; 16384 on a GPU."""
+    long_text_tokens: int | None = pydantic.Field(default=None, gt=0)
+    """Texts of more tokens run beside the others, at a lower priority, so that short ones never wait for their end. Unset: those of more
+    than `MAX_BATCH_TOKENS`."""
     batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)
     """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""
     queue_timeout_ms: float = pydantic.Field(default=10_000.0, gt=0)
@@ -154,7 +157,7 @@ class RerankSettings(WorkerSettings):
     max_documents: int = pydantic.Field(default=50, gt=0)
     """The most documents of one request."""
     max_document_length: int = pydantic.Field(default=4096, gt=0)
-    """The most characters of one document, unless the request asks for truncation."""
+    """The most characters of one document. Longer ones are refused, or cut and named if truncation was asked for."""
 
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)

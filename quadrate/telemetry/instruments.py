@@ -151,6 +151,8 @@ def _worker(prefix: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
         row("errors_total", "counter", "Requests that failed, by reason.", ("model", "reason")),
         row("documents_total", "counter", "Texts or documents that the model read."),
         row("tokens_total", "counter", "Tokens that the model read, special tokens included."),
+        row("long_texts_total", "counter", "Texts that ran beside the others because they are long."),
+        row("shared_answers_total", "counter", "Texts that were answered by the run of an identical one under way."),
         row("batch_texts", "histogram", "Texts in a batch.", buckets=COUNTS),
         row("batch_tokens", "histogram", "Tokens in a batch.", buckets=BATCH_TOKENS),
         row(

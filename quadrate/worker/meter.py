@@ -31,6 +31,10 @@ class TelemetryMeter:
             queue.observe(batch.started - text.job.submitted)
         self._metrics.counter(f"{name}_tokens_total", model).inc(tokens)
         self._metrics.counter(f"{name}_documents_total", model).inc(texts)
+        if batch.is_long:
+            self._metrics.counter(f"{name}_long_texts_total", model).inc(texts)
+        if batch.shared:
+            self._metrics.counter(f"{name}_shared_answers_total", model).inc(batch.shared)
         if self._traces.on:
             self._send(batch, tokens)
 
@@ -41,6 +45,7 @@ class TelemetryMeter:
             "quadrate.texts": len(batch.texts),
             "quadrate.tokens": tokens,
             "quadrate.wide": batch.wide,
+            "quadrate.long": batch.is_long,
         }
         batch.span = self._traces.batch("batch", traces.values(), batch.started_ns, batch.ended_ns, attributes)
 

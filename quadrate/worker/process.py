@@ -11,10 +11,8 @@ from quadrate.config.worker import load_worker_settings
 from quadrate.errors import ConfigError
 from quadrate.health import Health
 from quadrate.runtime import memory
-from quadrate.runtime.batching import Limits
-from quadrate.runtime.jobs import Rules
 from quadrate.runtime.scheduler import Scheduler
-from quadrate.runtime.sessions import choose
+from quadrate.runtime.sessions import CUDA, choose
 from quadrate.server import Server, run
 from quadrate.telemetry import Telemetry, log
 from quadrate.worker.admin import AdminService
@@ -22,6 +20,7 @@ from quadrate.worker.catalogue import Catalogue
 from quadrate.worker.loading import Loader
 from quadrate.worker.meter import TelemetryMeter
 from quadrate.worker.models import ModelService
+from quadrate.worker.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +53,7 @@ class Worker:
     def __init__(
         self, settings: WorkerSettings, *, task: str, services: Callable[[Catalogue, Any], Sequence[Any]], telemetry: Telemetry
     ) -> None:
-        choose(settings.device, settings.precision)
+        self._on_gpu = choose(settings.device, settings.precision).provider == CUDA
         self._settings = settings
         self._telemetry = telemetry
         name = f"quadrate.v1.{'EmbedService' if task == 'embed' else 'RerankService'}"
@@ -84,13 +83,7 @@ class Worker:
         if settings.session == "null":
             log.warn("the session is null: answers come from no model, for measurements only")
         await self.server.start()
-        rules = Rules(
-            limits=Limits(settings.max_batch_tokens, settings.max_batch_size),
-            runners=settings.threads,
-            delay_seconds=settings.batch_delay_ms / 1000,
-            queue_seconds=settings.queue_timeout_ms / 1000,
-            stuck_seconds=settings.stuck_seconds,
-        )
+        rules = rules_of(settings, on_gpu=self._on_gpu)
         self.scheduler = Scheduler(rules, meter=TelemetryMeter(self._telemetry), on_failure=self._failed)
         self.loader.scheduler = self.scheduler
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]

@@ -8,6 +8,9 @@ import pytest
 
 from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings, usable_cores
 from quadrate.errors import ConfigError
+from quadrate.runtime.batching import Limits
+from quadrate.runtime.jobs import Rules
+from quadrate.worker.rules import rules_of
 
 
 def test_defaults_are_those_of_the_quick_start() -> None:
@@ -27,7 +30,7 @@ def test_each_kind_reads_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUADRATE_MODELS_PATH", "/etc/models.yaml")
     embed, rerank = load_worker_settings(EmbedSettings), load_worker_settings(RerankSettings)
     assert embed.model_name == ("a", "b")
-    assert (embed.max_batch_size, rerank.max_batch_size) == (8, 64)
+    assert (embed.max_batch_size, rerank.max_batch_size) == (8, None)
     assert rerank.model_mapping == {"rerank-base": "minilm-rerank"}
     assert embed.models_path == rerank.models_path == Path("/etc/models.yaml")
 
@@ -40,6 +43,7 @@ def test_each_kind_reads_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EMBED_QUEUE_TIMEOUT_MS", "-1", "EMBED_QUEUE_TIMEOUT_MS"),
         ("EMBED_MODEL_MAPPING", "[", "EMBED_MODEL_MAPPING: it must be a JSON object"),
         ("EMBED_SESSION", "fast", "EMBED_SESSION"),
+        ("EMBED_MAX_BATCH_SIZE", "5000", "EMBED_MAX_BATCH_SIZE: .* 4096"),
     ],
 )
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
@@ -47,6 +51,23 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
         load_worker_settings(EmbedSettings)
+
+
+def test_batches_are_as_the_device_likes_them_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are as the device likes them, unless the variables say otherwise; each of them has its effect."""
+    monkeypatch.setenv("EMBED_THREADS", "3")
+    usual = load_worker_settings(EmbedSettings)
+    assert (rules_of(usual, on_gpu=False).limits, rules_of(usual, on_gpu=False).runners) == (Limits(256, 64), 3)
+    assert (rules_of(usual, on_gpu=True).limits, rules_of(usual, on_gpu=True).runners) == (Limits(16_384, 512), 2)
+    for name, value in (("SIZE", 300), ("TOKENS", 1000)):
+        monkeypatch.setenv(f"EMBED_MAX_BATCH_{name}", str(value))
+    for name, value in (("BATCH_DELAY_MS", 20), ("QUEUE_TIMEOUT_MS", 1000), ("LONG_TEXT_TOKENS", 128), ("STUCK_SECONDS", 7)):
+        monkeypatch.setenv(f"EMBED_{name}", str(value))
+    rules = rules_of(load_worker_settings(EmbedSettings), on_gpu=True)
+    assert rules == Rules(Limits(1000, 300), 2, delay_seconds=0.02, queue_seconds=1.0, stuck_seconds=7.0, long_tokens=128)
+    assert rules.limits.window == 300
+    assert (rules.is_long(128), rules.is_long(129)) == (False, True)
+    assert (rules_of(usual, on_gpu=False).is_long(256), rules_of(usual, on_gpu=False).is_long(257)) == (False, True)
 
 
 @pytest.mark.parametrize(

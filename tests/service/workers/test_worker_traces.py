@@ -48,4 +48,10 @@ async def test_a_request_shows_its_stages_and_its_batch(catalogue: Path, monkeyp
     batch = found["batch"]
     assert [link.context.span_id for link in batch.links] == [server.context.span_id]
     assert [link.context.span_id for link in found["inference"].links] == [batch.context.span_id]
-    assert dict(batch.attributes or {}) == {"quadrate.model": "tiny", "quadrate.texts": 1, "quadrate.tokens": 3, "quadrate.wide": True}
+    assert dict(batch.attributes or {}) == {
+        "quadrate.model": "tiny",
+        "quadrate.texts": 1,
+        "quadrate.tokens": 3,
+        "quadrate.wide": True,
+        "quadrate.long": False,
+    }
