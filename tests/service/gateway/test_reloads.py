@@ -1,0 +1,141 @@
+"""A gateway over a real worker whose models come, are replaced and go meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from quadrate.errors import Unavailable
+from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
+from quadrate.testing.tokenizers import letter_tokenizer
+from quadrate.testing.worker import FakeWorker
+from quadrate.v1 import admin_pb2, embed_pb2, model_pb2, options_pb2
+from tests.service.gateway.conftest import Door, refused, routing
+from tests.service.workers.conftest import Running, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TEXT = "hello world"
+HELLO = embed_pb2.EmbedRequest(model="tiny", inputs=[options_pb2.Input(text=TEXT)])
+
+
+def write_catalogue(folder: Path, *, seed: int) -> Path:
+    """Write a catalogue whose model `tiny` has weights of its own for each seed."""
+    path = write_tiny_model(folder / f"tiny-{seed}", weights=tiny_weights(tiny_config(), seed=seed))
+    if seed:  # and reads some words by their letters
+        (path / "tokenizer.json").write_bytes(letter_tokenizer().replace(b'"hello"', b'"hallo"'))
+    card = {"served_name": "tests/tiny", "task": "embed", "source": {"type": "folder", "path": str(path)}}
+    file = folder / "models.yaml"
+    file.write_text(json.dumps({"models": {"tiny": card}}))
+    return file
+
+
+def route(made: Running) -> str:
+    """Return a routing file that leads to the worker."""
+    upstream = f"{{type: grpc, url: 'grpc://127.0.0.1:{made.worker.server.port}'}}"
+    return f"embeddings: [{{model: tiny, served_name: tests/tiny, upstream: {upstream}}}]\nrerank: []\n"
+
+
+async def load(made: Running) -> None:
+    """Load the model at the worker."""
+    async for _ in made.admin.LoadModel(admin_pb2.LoadModelRequest(model="tiny")):
+        pass
+
+
+async def vector_of(made: Running) -> np.ndarray:
+    """Return what the worker itself makes of TEXT."""
+    return np.array((await made.embed.Embed(HELLO)).embeddings[0].values)
+
+
+async def test_a_reload_loses_no_request_and_mixes_no_tokenizers(tmp_path: Path, open_door: Callable[..., Any]) -> None:
+    """While callers ask through the gateway, weights and tokenizer change: none fails, and each answer is wholly the old or the new one."""
+    async with running("embed", write_catalogue(tmp_path, seed=0), "tiny") as made, open_door(route(made)) as door:
+        await door.until_serving()
+        revisions, vectors = [_revision(made)], [await vector_of(made)]
+        stop = asyncio.Event()
+        answers: list[list[embed_pb2.EmbedResponse]] = [[] for _ in range(8)]
+
+        async def ask(seen: list[embed_pb2.EmbedResponse]) -> None:
+            while not stop.is_set():
+                seen.append(await door.embed.Embed(HELLO))
+
+        callers = [asyncio.create_task(ask(seen)) for seen in answers]
+        await door.until(lambda: all(answers))
+        write_catalogue(tmp_path, seed=1)
+        await load(made)
+        revisions.append(_revision(made))
+        vectors.append(await vector_of(made))
+        await door.until(lambda: all(seen[-1].provenance.revision == revisions[1] for seen in answers))
+        stop.set()
+        await asyncio.gather(*callers)
+        assert revisions[0] != revisions[1]
+        assert np.abs(vectors[0] - vectors[1]).max() > 0.01
+        for seen in answers:
+            places = [revisions.index(answer.provenance.revision) for answer in seen]
+            assert places == sorted(places)
+            for place, answer in zip(places, seen, strict=True):
+                np.testing.assert_allclose(answer.embeddings[0].values, vectors[place], atol=1e-5)
+        card = (await door.models.GetModel(model_pb2.GetModelRequest(model="tiny"))).model
+        assert (card.revision, card.state) == (revisions[1], model_pb2.MODEL_STATE_READY)
+
+
+async def test_a_model_that_is_unloaded_is_unavailable_until_it_is_back(tmp_path: Path, open_door: Callable[..., Any]) -> None:
+    """The route is there, so that callers are told to try again rather than that there is no such model."""
+    async with running("embed", write_catalogue(tmp_path, seed=0), "tiny") as made, open_door(route(made)) as door:
+        await door.until_serving()
+        await made.admin.UnloadModel(admin_pb2.UnloadModelRequest(model="tiny"))
+        assert (await refused(door.embed.Embed(HELLO))).status == "UNAVAILABLE"
+        await door.until(lambda: door.gateway.readiness.status == "unavailable")
+        await load(made)
+        await door.until_serving()
+        assert (await door.embed.Embed(HELLO)).provenance.revision == _revision(made)
+
+
+async def test_a_worker_that_has_just_lost_a_model_is_left(open_door: Callable[..., Any]) -> None:
+    """A worker's NOT_FOUND is no caller's fault where a route names the model: another replica answers."""
+    async with FakeWorker() as keeps, FakeWorker() as loses, open_door(routing(keeps, loses)) as door:
+        await door.until_serving()
+        loses.cards.clear()
+        request = embed_pb2.EmbedRequest(model="fake", inputs=HELLO.inputs)
+        for _ in range(20):
+            assert len((await door.embed.Embed(request)).embeddings) == 1
+
+
+async def test_cards_that_change_are_seen(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """A card that changes while its model serves is seen within two seconds, without a word from health."""
+    async with open_door(routing(worker)) as door:
+        await door.until_serving()
+        worker.cards["fake"].revision = "sha256:111111111111"
+        async with asyncio.timeout(2.5):
+            while _revision_at(door) != "sha256:111111111111":
+                await asyncio.sleep(0.01)
+
+
+def _revision(made: Running) -> str:
+    return made.worker.catalogue.engine("tiny").model.revision
+
+
+def _revision_at(door: Door) -> str:
+    pool = next(pool for pool in door.gateway.routes.pools if pool.alias == "fake")
+    return pool.facts.card.revision
+
+
+async def test_a_card_that_cannot_be_used_is_told_and_asked_again(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """A tokenizer that is not what the card says takes the replica out; when it is mended, it serves again by itself."""
+    async with open_door(routing(worker)) as door:
+        await door.until_serving()
+        right = worker.cards["fake"].tokenizer_sha256
+        worker.cards["fake"].tokenizer_sha256 = "0" * 64
+        pool = next(pool for pool in door.gateway.routes.pools if pool.alias == "fake")
+        await door.until(lambda: not pool.serving)
+        assert "its tokenizer has the SHA-256" in pool.replicas[0].reason
+        with pytest.raises(Unavailable):
+            await pool.send("embed", embed_pb2.EmbedRequest(), read_by=pool.facts, tokens=1, call=worker.calls)
+        worker.cards["fake"].tokenizer_sha256 = right
+        await door.until_serving("fake")
