@@ -275,7 +275,7 @@ def test_bge_m3_is_known_by_its_two_heads(tmp_path: Path) -> None:
     ],
 )
 def test_the_prompt_of_documents_goes_by_several_names(tmp_path: Path, found: dict[str, str], expected: str | None) -> None:
-    """As in sentence-transformers' encode_document: document, or else passage, or else corpus."""
+    """As the documentation of sentence-transformers' encode_document says: document, or else passage, or else corpus."""
     path = write_tiny_model(tmp_path, prompts=found)
     assert folder.read(path, card(path)).prompts.get("document") == expected
 
