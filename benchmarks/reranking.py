@@ -10,7 +10,8 @@ the tokenizer of all-MiniLM-L6-v2, which is the same as its own. Documents are t
 
 Both tokenise what they score. Beside the speeds stand the largest difference between the two's raw scores, relative to the largest
 score, and the lowest rank correlation (Spearman) of a request: random weights set documents apart less than trained ones do. CrossEncoder
-needs the parity extra (make install-parity); without it it is left out. Keep the machine quiet: compare ratios of one run, never figures of two.
+needs the parity extra (make install-parity); without it it is left out. Keep the machine quiet: compare ratios of one run, never figures
+of two.
 """
 
 from __future__ import annotations
