@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Rows = Mapping[str, Sequence[NDArray[np.float32]]]
     """What a run gave: for each output by name an array for each text."""
 
-UNSAID_ROWS: Mapping[str, int] = {"bge_m3": 1}
-"""By head, the first tokens that have no row in a multi-vector. bge-m3's begins behind `<s>` and holds `</s>`, as FlagEmbedding's does."""
+SKIPPED_TOKENS: Mapping[str, int] = {"bge_m3": 1}
+"""By head, how many of the first tokens have no row: bge-m3's multi-vectors begin behind `<s>` and hold `</s>`, as FlagEmbedding's do."""
 _SHORTEST = 1e-12
 """Vectors shorter than this stay as they are: zero has no direction."""
 
@@ -48,7 +48,7 @@ class Representation:
 
 def rows_of(tokens: int, head: Head) -> int:
     """Return how many rows the multi-vector of a text of so many tokens has."""
-    return tokens - UNSAID_ROWS.get(head, 0)
+    return tokens - SKIPPED_TOKENS.get(head, 0)
 
 
 def graph_outputs(wanted: Wanted, available: Collection[str]) -> list[str]:
@@ -77,7 +77,7 @@ def represent(
         return [Representation(row) for row in rows["unit" if wanted.normalize else "pooled"]]
     dense = _dense(wanted, rows) if DENSE in wanted.outputs else [None] * len(ids)
     weights = _sparse(rows, ids, weightless) if SPARSE in wanted.outputs else [None] * len(ids)
-    skipped = UNSAID_ROWS.get(head, 0)
+    skipped = SKIPPED_TOKENS.get(head, 0)
     many = _many(wanted, rows, skipped) if MULTI_VECTOR in wanted.outputs else [None] * len(ids)
     return [Representation(*parts) for parts in zip(dense, weights, many, strict=True)]
 

@@ -82,11 +82,12 @@ def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
     """Return the form of the answer; None for whole dense vectors as the card has them. Raises InvalidArgument."""
     if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.reading.truncation):
         raise InvalidArgument(f"truncation {work.reading.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
-    if work.is_plain and options_pb2.DENSE in card.outputs:
+    outputs = card.outputs or (options_pb2.DENSE,)  # a card that names none is of a server that knows no others
+    if work.is_plain and options_pb2.DENSE in outputs:
         return None
     offer = forms.Offer(
         name=card.name,
-        outputs=card.outputs,
+        outputs=outputs,
         width=card.dimensions,
         matryoshka=card.matryoshka_dimensions,
         normalized=card.normalized,
