@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnxruntime
@@ -16,6 +16,7 @@ from quadrate.runtime.graphs.packed import Packed
 from quadrate.runtime.graphs.rope import Rope
 from quadrate.runtime.graphs.sight import EVERYTHING, Relative, Sight
 from quadrate.runtime.packing import Reading, pack
+from quadrate.testing.peak import peak_growth_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ REACH = 5
 LENGTHS = (7, 1, 23, 12)
 LONG_LENGTHS = (300, 1, 65, 192, 70)
 """Cut into blocks where neighbours are seen alone."""
+BYTES_A_TOKEN = 30_000
+"""For eight heads of WIDTH values: 256 bytes for each of a dozen rows, and the logits of a block."""
 
 
 class _NoFiles:
@@ -42,25 +45,38 @@ class _NoFiles:
         """No array lies in a file."""
 
 
-def _run(
-    write: Callable[[Packed, str], str],
-    rows: NDArray[np.float32],
-    width: int,
-    per: str,
-    lengths: tuple[int, ...],
-    kernels: Kernels = "onnxruntime",
-) -> Any:
+def _open(
+    write: Callable[[Packed, str], str], inputs: int, form: Form, lengths: tuple[int, ...], kernels: Kernels = "onnxruntime"
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Open a graph over states of so many values; what is returned runs it on the states of texts of these lengths."""
     to = Builder(cast("Weights", _NoFiles()), kernels=kernels)
     packed = Packed(to)
-    states = to.input("states", np.float32, ["t", rows.shape[1]])
-    graph = to.finish({"out": (write(packed, states), Form(cast("Any", per), width))})
-    feeds, _ = pack([Reading.of(np.zeros(length, np.int32)) for length in lengths], [name for name in graph.inputs if name != "states"])
-    feeds["states"] = rows
+    states = to.input("states", np.float32, ["t", inputs])
+    graph = to.finish({"out": (write(packed, states), form)})
+    texts = [Reading.of(np.zeros(length, np.int32)) for length in lengths]
+    feeds, _ = pack(texts, [name for name in graph.inputs if name != "states"])
     if kernels == "openvino":
         openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
         model = openvino.Core().compile_model(openvino.Core().read_model(graph.proto), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return model(feeds)[0]
-    return onnxruntime.InferenceSession(graph.proto, providers=["CPUExecutionProvider"]).run(["out"], feeds)[0]
+        return lambda rows: model({**feeds, "states": rows})[0]
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False
+    session = onnxruntime.InferenceSession(graph.proto, options, providers=["CPUExecutionProvider"])
+    return lambda rows: session.run(["out"], {**feeds, "states": rows})[0]
+
+
+def _attention(heads: Heads, sight: Sight, table: NDArray[np.float32], only: Only | None = None) -> Callable[[Packed, str], str]:
+    """Return what writes attention over states that hold queries, keys and values side by side."""
+
+    def write(packed: Packed, states: str) -> str:
+        sizes = [heads.count * WIDTH, heads.keys * WIDTH, heads.keys * WIDTH]
+        query, key, value = packed.to.nodes("Split", states, packed.to.ints(*sizes), axis=1, results=3)
+        seen = sight
+        if sight.relative:
+            seen = Sight(causal=sight.causal, window=sight.window, relative=Relative(table=packed.to.constant(table), reach=REACH))
+        return attend(packed, packed.pick(query, only) if only else query, key, value, heads=heads, sight=seen, only=only)
+
+    return write
 
 
 def _expected(rows: NDArray[np.float32], heads: Heads, sight: Sight, table: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -95,9 +111,11 @@ SIGHTS = {
 }
 
 
-@pytest.mark.parametrize("kernels", ["onnxruntime", "openvino", "none"])
 @pytest.mark.parametrize("lengths", [LENGTHS, LONG_LENGTHS], ids=["short", "long"])
-@pytest.mark.parametrize("only", [None, "first", "last"])
+@pytest.mark.parametrize(
+    ("kernels", "only"),
+    [("onnxruntime", None), ("openvino", None), ("none", None), ("onnxruntime", "first"), ("onnxruntime", "last")],
+)
 @pytest.mark.parametrize(
     "heads", [Heads(4, WIDTH), Heads(4, WIDTH, 2), Heads(4, WIDTH, 1)], ids=["own keys", "shared by two", "shared by all"]
 )
@@ -110,15 +128,8 @@ def test_each_token_attends_to_what_it_may_see_of_its_own_text(
     rows = random.standard_normal((sum(lengths), (heads.count + 2 * heads.keys) * WIDTH), np.float32)
     table = random.standard_normal((heads.count, 2 * REACH + 1), np.float32)
 
-    def write(packed: Packed, states: str) -> str:
-        sizes = [heads.count * WIDTH, heads.keys * WIDTH, heads.keys * WIDTH]
-        query, key, value = packed.to.nodes("Split", states, packed.to.ints(*sizes), axis=1, results=3)
-        seen = sight
-        if sight.relative:
-            seen = Sight(causal=sight.causal, window=sight.window, relative=Relative(table=packed.to.constant(table), reach=REACH))
-        return attend(packed, packed.pick(query, only) if only else query, key, value, heads=heads, sight=seen, only=only)
-
-    found = _run(write, rows, heads.count * WIDTH, "text" if only else "token", lengths, kernels)
+    form = Form("text" if only else "token", heads.count * WIDTH)
+    found = _open(_attention(heads, sight, table, only), rows.shape[1], form, lengths, kernels)(rows)
     texts = [_expected(text, heads, sight, table) for text in np.split(rows, np.cumsum(lengths)[:-1])]
     wanted = np.concatenate([text if only is None else text[[0 if only == "first" else -1]] for text in texts])
     np.testing.assert_allclose(found, wanted, atol=5e-6)
@@ -130,7 +141,8 @@ def test_values_are_turned_by_their_position(turned: int, *, interleaved: bool) 
     """All of a head's values or the first of them, pairs of neighbours or of halves, positions stretched."""
     how = Rope(width=turned, base=100.0, positions=64, interleaved=interleaved, stretch=2.0)
     rows = np.random.default_rng(4).standard_normal((sum(LENGTHS), 3 * WIDTH), np.float32)
-    found = _run(lambda packed, states: rope.turn(packed, how, states, count=3, width=WIDTH), rows, 3 * WIDTH, "token", LENGTHS)
+    form = Form("token", 3 * WIDTH)
+    found = _open(lambda packed, states: rope.turn(packed, how, states, count=3, width=WIDTH), rows.shape[1], form, LENGTHS)(rows)
     wanted = rows.reshape(-1, 3, WIDTH).copy()
     position = np.concatenate([np.arange(length) for length in LENGTHS])[:, None]
     for pair in range(turned // 2):
@@ -139,3 +151,14 @@ def test_values_are_turned_by_their_position(turned: int, *, interleaved: bool) 
         x, y = wanted[:, :, first].copy(), wanted[:, :, second].copy()
         wanted[:, :, first], wanted[:, :, second] = x * np.cos(angle) - y * np.sin(angle), y * np.cos(angle) + x * np.sin(angle)
     np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=5e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+@pytest.mark.parametrize("tokens", [2_048, 4_096, 8_192])
+@pytest.mark.parametrize("sight", ["everything", "causal", "window"])
+def test_memory_grows_with_the_length_of_a_text(sight: str, tokens: int) -> None:
+    """So many bytes a token suffice at every length; the logits of 8,192 tokens alone would take two gigabytes."""
+    heads = Heads(8, WIDTH)
+    rows = np.random.default_rng(5).standard_normal((tokens, 3 * 8 * WIDTH), np.float32)
+    run = _open(_attention(heads, SIGHTS[sight], np.zeros((8, 1), np.float32)), rows.shape[1], Form("token", 8 * WIDTH), (tokens,))
+    assert peak_growth_bytes(lambda: run(rows)) < BYTES_A_TOKEN * tokens < 8 * tokens**2 * 4 / 2
