@@ -219,6 +219,16 @@ def test_rerankers_that_cannot_be_served_right_are_refused(tmp_path: Path) -> No
     assert "makes it an embedding model" in refusal(embedder, reranker(embedder))
 
 
+def test_a_prompt_before_pairs_needs_a_card_that_says_where(tmp_path: Path) -> None:
+    """A cross-encoder with a default prompt is refused, rather than read without it."""
+    path = classifier(tmp_path)
+    write(path, "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
+    assert folder.read(path, reranker(path)).pair is not None
+    edit(path, "config_sentence_transformers.json", default_prompt_name="query")
+    with pytest.raises(ConfigError, match="default prompt 'query' stands before pairs"):
+        folder.read(path, reranker(path))
+
+
 def test_a_causal_reranker_has_templates_and_two_words(tmp_path: Path) -> None:
     """The card's texts become ids around the two; the words are tokens, or stand in a LogitScore module."""
     path = write_tiny_model(tmp_path)

@@ -52,6 +52,8 @@ def read(path: Path, card: ModelCard) -> Facts:
     heads.check_outputs(path, card, head)
     texts, default = prompts(path, card)
     scoring = _scoring(path, card, modules, head)
+    if scoring.pair is not None and default and card.pair is None:
+        raise ConfigError(f"{path}: its default prompt {default!r} stands before pairs; write the whole template as `pair` in its card.")
     return Facts(
         path=path,
         architecture=architecture,
