@@ -309,8 +309,8 @@ def test_what_cannot_be_started_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "scoring cross_encoder is not served by this version"),
-        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "model_type is 'gpt2'; this version serves encoders of the type 'bert'"),
+        ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "hidden_size is missing; fetch the model again"),
+        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "model_type is 'gpt2'; this version serves bert, "),
     ],
 )
 def test_a_model_that_cannot_be_served_is_said_before_anything_starts(
