@@ -125,6 +125,8 @@ def test_bge_m3_gives_three_answers_in_one_run(tmp_path: Path) -> None:
     """A vector of the first token, a weight for each token, a vector for each token: from one run."""
     plain, head = tiny_weights(tiny_config()), tiny_tensors(THREE)
     texts = readings()
+    raw = np.concatenate([dense(reference(text.ids, plain, tiny_config()), doubled(head), "sparse_linear") for text in texts])
+    head["sparse_linear.bias"] -= np.median(raw).astype(np.float32)  # every other token has no weight
     found = opened(tmp_path, plain | head, head="bge_m3").run(texts, ["unit", "sparse_weights", "multi_vector"], wide=False)
     for place, text in enumerate(texts):
         states = reference(text.ids, plain, tiny_config())
@@ -132,6 +134,7 @@ def test_bge_m3_gives_three_answers_in_one_run(tmp_path: Path) -> None:
         lexical = np.maximum(dense(states, doubled(head), "sparse_linear"), 0)
         np.testing.assert_allclose(found["sparse_weights"][place], lexical, atol=2e-5)
         np.testing.assert_allclose(found["multi_vector"][place], unit(dense(states, doubled(head), "colbert_linear")), atol=2e-5)
+    assert 0.4 < np.mean(np.concatenate(found["sparse_weights"]) > 0) < 0.6
 
 
 def test_roberta_is_bert_whose_positions_begin_after_the_padding_tokens(tmp_path: Path) -> None:
