@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -90,9 +91,10 @@ def _proven(
         settings = load_worker_settings(kind, precision="exact" if make_golden else precision)
         model = engine.load(alias, card, stored, settings)
         if not make_golden:
-            return golden.check(model), [f"golden vectors match in precision {precision}"]
+            problems = asyncio.run(golden.check(model))
+            return problems, [] if problems else [f"golden vectors match in precision {precision}"]
         path = Path(card.golden) if card.golden else config / "golden" / f"{alias}.json"
-        golden.write(path, golden.make(model, made_by=f"quadrate {__version__}"))
+        golden.write(path, asyncio.run(golden.make(model, made_by=f"quadrate {__version__}")))
     except ConfigError as exc:
         return [str(exc)], []
     named = "" if card.golden else f"; name it in the model's card: `golden: golden/{alias}.json`"

@@ -178,7 +178,7 @@ class Engine:
             alone = await self._try([reading], outputs)
             for output in outputs:
                 self._compare(together[output][place], alone[output][0])
-        found = golden.cases(self.model)
+        found = await golden.cases(self.model)
         problems = [problem for case in found for problem in case.judge(await self._try(case.readings, case.outputs))]
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

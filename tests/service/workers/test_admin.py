@@ -43,13 +43,12 @@ def another_revision(catalogue: Path, *, seed: int = 1, **changes: Any) -> Path:
     return path
 
 
-def golden_of(folder: Path, path: Path, *, revision: str | None = None) -> golden.Golden:
+async def golden_of(folder: Path, path: Path) -> golden.Golden:
     """Write golden vectors of what the model in `folder` gives."""
     file = json.loads((folder.parent / "models.yaml").read_text())["models"]["tiny"]
     card = ModelCard.model_validate({**file, "source": {"type": "folder", "path": str(folder)}, "golden": ""})
     stored = store.ensure("tiny", card)
-    made = golden.make(engine.load("tiny", card, stored, EmbedSettings(threads=1)), made_by="a test")
-    made = made.model_copy(update={"revision": revision or made.revision})
+    made = await golden.make(engine.load("tiny", card, stored, EmbedSettings(threads=1)), made_by="a test")
     golden.write(path, made)
     return made
 
@@ -148,7 +147,7 @@ async def test_a_load_that_fails_leaves_what_worked(catalogue: Path) -> None:
         weights = folder / "model.safetensors"
         whole = weights.read_bytes()
         golden_path = catalogue.parent / "golden.json"
-        right = golden_of(folder, golden_path)
+        right = await golden_of(folder, golden_path)
         wrong = right.texts[0].model_copy(update={"dense": right.texts[1].dense})
         card: dict[str, Any] = {"golden": "golden.json", "max_tokens": None}
         trouble: list[tuple[str, bytes, dict[str, Any], golden.Golden]] = [
@@ -178,7 +177,7 @@ async def test_a_model_with_wrong_golden_vectors_is_not_served_from_the_start(ca
     """A worker whose only model does not match its golden vectors says why and leaves with the status of a wrong configuration."""
     folder = catalogue.parent / "plain"
     path = catalogue.parent / "golden.json"
-    made_golden = golden_of(folder, path)
+    made_golden = await golden_of(folder, path)
     texts = tuple(text.model_copy(update={"dense": golden.packed(np.ones(32, np.float32))}) for text in made_golden.texts)
     golden.write(path, made_golden.model_copy(update={"texts": texts}))
     change(catalogue, "tiny", golden="golden.json")
