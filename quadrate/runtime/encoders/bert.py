@@ -80,7 +80,7 @@ class Bert(Encoder):
 
     def write(self, packed: Packed, weights: Weights, *, only: Only | None) -> str:
         """See Encoder."""
-        return _States(self, packed, weights).write(only)
+        return _Layers(self, packed, weights).states(only)
 
     def classify(self, packed: Packed, weights: Weights, *, labels: int) -> str:
         """See Encoder. The pooler with tanh, then the classifier (Devlin et al. 2019, section 3.2)."""
@@ -104,16 +104,14 @@ class Bert(Encoder):
         return Vocabulary(rows, weight, head.weight("decoder.bias" if "decoder.bias" in head else "bias", self.vocabulary_size))
 
 
-class _States:
+class _Layers(Writer):
     """Writes the layers."""
 
     def __init__(self, size: Bert, packed: Packed, weights: Weights) -> None:
+        super().__init__(packed, weights, prefix=prefix_of(weights, _WORDS, PREFIXES), epsilon=size.epsilon)
         self.size = size
-        self.packed = packed
-        self.to = packed.to
-        self.writer = Writer(packed, weights, prefix=prefix_of(weights, _WORDS, PREFIXES), epsilon=size.epsilon)
 
-    def write(self, only: Only | None) -> str:
+    def states(self, only: Only | None) -> str:
         state = self._embeddings()
         for layer in range(self.size.layers):
             state = self._layer(f"encoder.layer.{layer}", state, only if layer == self.size.layers - 1 else None)
@@ -121,12 +119,12 @@ class _States:
 
     def _embeddings(self) -> str:
         size, to = self.size, self.to
-        read = to.node("Gather", to.constant(self.writer.weight(_WORDS, size.vocabulary_size, size.width)), self.packed.input("ids"))
+        read = to.node("Gather", to.constant(self.weight(_WORDS, size.vocabulary_size, size.width)), self.packed.input("ids"))
         state = to.node("Add", read, to.node("Gather", to.constant(self._positions()), size.positions(self.packed)))
         if self._pairs:
             types = to.constant(self._types())
             state = to.node("Add", state, to.node("Gather", types, self.packed.input("types")))
-        return self.writer.norm("embeddings.LayerNorm", state, size.width)  # [T, H]
+        return self.norm("embeddings.LayerNorm", state, size.width)  # [T, H]
 
     @property
     def _pairs(self) -> bool:
@@ -135,32 +133,32 @@ class _States:
     def _positions(self) -> NDArray[np.float32]:
         """Return what each position adds, and the token type with it where there is but one."""
         size = self.size
-        table = self.writer.weight("embeddings.position_embeddings.weight", size.skipped_positions + size.position_rows, size.width)
+        table = self.weight("embeddings.position_embeddings.weight", size.skipped_positions + size.position_rows, size.width)
         rows = table[size.skipped_positions :]
         return rows + self._types()[0] if size.token_types and not self._pairs else rows
 
     def _types(self) -> NDArray[np.float32]:
-        return self.writer.weight("embeddings.token_type_embeddings.weight", self.size.token_types, self.size.width)
+        return self.weight("embeddings.token_type_embeddings.weight", self.size.token_types, self.size.width)
 
     def _layer(self, name: str, state: str, only: Only | None) -> str:
         size, to = self.size, self.to
         attended = self._attention(f"{name}.attention.self", state, only)
         if only:
             state = self.packed.pick(state, only)  # [B, H]: what is pooled, alone
-        value_bias = self.writer.weight(f"{name}.attention.self.value.bias", size.width)
+        value_bias = self.weight(f"{name}.attention.self.value.bias", size.width)
         out = self._square(f"{name}.attention.output.dense.weight")
-        bias = self.writer.weight(f"{name}.attention.output.dense.bias", size.width) + out @ value_bias
+        bias = self.weight(f"{name}.attention.output.dense.bias", size.width) + out @ value_bias
         state = to.node("Add", layers.linear(to, attended, out, bias), state)
-        state = self.writer.norm(f"{name}.attention.output.LayerNorm", state, size.width)
-        inner = self.writer.dense(f"{name}.intermediate.dense", state, size.inner_width, size.width)
-        outer = self.writer.dense(f"{name}.output.dense", layers.activation(to, size.activation, inner), size.width, size.inner_width)
-        return self.writer.norm(f"{name}.output.LayerNorm", to.node("Add", outer, state), size.width)
+        state = self.norm(f"{name}.attention.output.LayerNorm", state, size.width)
+        inner = self.dense(f"{name}.intermediate.dense", state, size.inner_width, size.width)
+        outer = self.dense(f"{name}.output.dense", layers.activation(to, size.activation, inner), size.width, size.inner_width)
+        return self.norm(f"{name}.output.LayerNorm", to.node("Add", outer, state), size.width)
 
     def _attention(self, name: str, state: str, only: Only | None) -> str:
         size, to = self.size, self.to
         scale = (size.width // size.heads) ** -0.5
         asking = self.packed.pick(state, only) if only else state
-        bias = self.writer.weight(f"{name}.query.bias", size.width) * scale
+        bias = self.weight(f"{name}.query.bias", size.width) * scale
         query = layers.linear(to, asking, self._square(f"{name}.query.weight"), bias.astype("f4"), scale=scale)
         key = layers.linear(to, state, self._square(f"{name}.key.weight"))
         value = layers.linear(to, state, self._square(f"{name}.value.weight"))
@@ -168,4 +166,4 @@ class _States:
         return attend(self.packed, query, key, value, heads=heads, only=only)
 
     def _square(self, name: str) -> NDArray[np.float32]:
-        return self.writer.weight(name, self.size.width, self.size.width)
+        return self.weight(name, self.size.width, self.size.width)
