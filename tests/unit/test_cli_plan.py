@@ -122,9 +122,9 @@ def test_routes_to_elsewhere_stay_as_they_are(options: Options, tmp_path: Path) 
 
 def test_a_route_without_a_card_is_named(options: Options, tmp_path: Path) -> None:
     """A model that a worker here should serve must be described."""
-    routing = {"embeddings": [{"model": "bge-m3", "upstream": {"type": "grpc", "url": "grpc://localhost:7997"}}]}
+    routing = {"embeddings": [{"model": "unheard-of", "upstream": {"type": "grpc", "url": "grpc://localhost:7997"}}]}
     config = configured(tmp_path / "configs", routing=yaml.safe_dump(routing))
-    with pytest.raises(ConfigError, match=r"routing\.yaml sends bge-m3 to a worker of this machine, and models.yaml does not describe it"):
+    with pytest.raises(ConfigError, match=r"routing\.yaml sends unheard-of to a worker .* and models.yaml does not describe it"):
         assemble.read(dataclasses.replace(options, config=config))
 
 
@@ -185,11 +185,12 @@ def test_a_taken_port_is_named_with_its_owner_and_its_flag() -> None:
             preflight.check_ports("127.0.0.1", {port: ("gateway", "--gateway-port")})
 
 
-def test_what_workers_would_refuse_is_refused_first() -> None:
-    """A class of arithmetic that is not served yet does not get as far as a start."""
+def test_what_workers_would_refuse_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that contradict each other do not get as far as a start."""
     preflight.check_environment("exact")
-    with pytest.raises(ConfigError, match="exact"):
-        preflight.check_environment("small")
+    monkeypatch.setenv("RERANK_QUANTIZATION", "int8")
+    with pytest.raises(ConfigError, match="exact and small are asked for"):
+        preflight.check_environment("exact")
 
 
 @pytest.mark.parametrize("name", ["EMBED_THREADS", "RERANK_MAX_DOCUMENTS", "EDGE_THREADS", "ROUTER_PORT"])

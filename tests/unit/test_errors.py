@@ -14,6 +14,7 @@ from quadrate.wire.v1.status_pb2 import StatusExtension
 HTTP = {
     "CANCELLED": 499,
     "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
     "DEADLINE_EXCEEDED": 504,
     "NOT_FOUND": 404,
     "PERMISSION_DENIED": 403,
