@@ -15,7 +15,7 @@ from quadrate.errors import ConfigError, StoreError
 from quadrate.runtime import store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +53,49 @@ def load(folder: Path, added: Sequence[str]) -> ModelsFile:
     file = lock.load(folder / "models.yaml")
     if not added:
         return file
-    cards = {given.alias: card_of(given) for given in map(Given.parse, added)}
+    cards = {given.alias: card_of(given, file.models) for given in map(Given.parse, added)}
+    names = {(card.served_name, card.task) for card in cards.values()}
+    others = {alias: card for alias, card in file.models.items() if (card.served_name, card.task) not in names}
     try:
-        return ModelsFile(models={**file.models, **cards})
+        return ModelsFile(models={**others, **cards})
     except pydantic.ValidationError as exc:
         raise ConfigError("; ".join(f"--model: {error['msg'].removeprefix('Value error, ')}" for error in exc.errors())) from exc
 
 
-def card_of(given: Given) -> ModelCard:
-    """Write the card of a model that has none: what it is for is told by its own config.json."""
+def card_of(given: Given, known: Mapping[str, ModelCard] | None = None) -> ModelCard:
+    """Write the card of a model: what it is for is told by its own config.json.
+
+    One that the catalogue describes, by its alias or by its name on the hub, keeps what is said of it there: only its source is another.
+    """
+    described = _described(given, known or {})
     try:
         if given.folder is not None:
-            task = _task(_local_config(given.folder), str(given.folder))
-            return ModelCard(served_name=given.alias, source=FolderSource(type="folder", path=given.folder), **task)
+            source = FolderSource(type="folder", path=given.folder)
+            if described is not None:
+                return described.model_copy(update={"source": source, "files": {}})
+            return ModelCard(served_name=given.alias, source=source, **_task(_local_config(given.folder), str(given.folder)))
         hub = store.hub_client()
         commit = hub.resolve(given.repository, given.revision)
+        found = HubSource(type="hub", repository=given.repository, revision=commit)
+        if described is not None:
+            return described.model_copy(update={"source": found, "files": {}})
         task = _task(hub.read_small(given.repository, commit, "config.json"), given.repository)
-        return ModelCard(served_name=given.repository, source=HubSource(type="hub", repository=given.repository, revision=commit), **task)
+        return ModelCard(served_name=given.repository, source=found, **task)
     except StoreError as exc:
         raise StoreError(f"--model {given.alias}: {exc}") from exc
     except pydantic.ValidationError as exc:
         raise ConfigError(f"--model {given.alias}: {exc.errors()[0]['msg']}") from exc
+
+
+def _described(given: Given, known: Mapping[str, ModelCard]) -> ModelCard | None:
+    """Return the catalogue's card of a model that is added by its alias or by its name on the hub."""
+    if given.alias in known:
+        return known[given.alias]
+    return next((card for card in known.values() if given.repository and given.repository in _names(card)), None)
+
+
+def _names(card: ModelCard) -> tuple[str, ...]:
+    return (card.served_name, *([card.source.repository] if isinstance(card.source, HubSource) else []))
 
 
 def _local_config(folder: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,7 @@ from quadrate.config.routing import load_routing
 from quadrate.config.shipped import shipped
 from quadrate.config.yamlfile import load
 from quadrate.errors import ConfigError, StoreError
+from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,6 +165,16 @@ def test_a_damaged_model_folder_is_named(tmp_path: Path, text: str, said: str) -
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(StoreError, match=said):
         catalogue.card_of(catalogue.Given.parse(f"mine={tmp_path}"))
+
+
+def test_a_model_that_the_catalogue_describes_keeps_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added by its alias from a folder, or by its name on the hub under another alias, it is served as its card demands."""
+    monkeypatch.setattr(store, "hub_client", lambda: SimpleNamespace(resolve=lambda *_: "a" * 40))
+    found = catalogue.load(shipped("configs"), [f"frida={tmp_path}", "e5=intfloat/multilingual-e5-large"]).models
+    assert found["frida"].prompts["query"] == "search_query: "
+    assert found["frida"].source == FolderSource(type="folder", path=tmp_path)
+    assert found["e5"].prompts == {"query": "query: ", "document": "passage: "}
+    assert (found["e5"].revision, "multilingual-e5-large" in found) == ("a" * 40, False)
 
 
 def test_a_bad_alias_of_a_flag_is_refused(options: Options, tmp_path: Path) -> None:
