@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -221,8 +222,7 @@ def guarded_key() -> str:
 def guarded(start_mesh: StartMesh, guarded_key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh that asks for keys, and lets the pages of one origin call."""
     folder = tmp_path_factory.mktemp("configs")
-    for path in shipped("configs").glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text())
+    shutil.copytree(shipped("configs"), folder, dirs_exist_ok=True)
     keys = f"api_keys: [{{key: {guarded_key}, name: alice}}, another-key]"
     (folder / "auth.yaml").write_text(f"{keys}\nallow_anonymous_without_api_keys: false\n")
     with start_mesh("--config", str(folder), environment={"EDGE_CORS_ORIGINS": "https://app.example.com"}) as found:
