@@ -1,23 +1,19 @@
 """The engine by itself: texts in, vectors out, side by side with what it is compared to, in one process and in turn.
 
-    python benchmarks/engine.py [--rounds 3] [--texts 1000] [--json FILE]
+    python benchmarks/engine.py [--rounds 3] [--texts 1000] [--only exact fast …] [--json FILE] [--plot FILE]
 
-- *engine*: the worker's scheduler and sessions, fed as by 32 callers who send one text each and wait for the answer.
-- *loop*: ONNX Runtime over everything sorted by length beforehand, which only an offline job can do; two (one for each core) one-thread
-  runs at once, the best token budget of a sweep, the slow fusions off. Over our packed graph, and over transformers' own padded export.
-  The better of the two is what the engine is held to.
-- *sentence-transformers*: fp32, batch 32, all cores, in process.
+*engine exact*, *fast*, *small*: the worker's scheduler and sessions in each class of precision that this machine gives, fed as by 32
+callers who send one text each and wait for the answer. Its peers: see benchmarks/peers.py. All of them tokenise what they embed. Beside
+each speed stands the lowest cosine of any text's vector to the same text's by sentence-transformers in fp32 (by *exact* without it).
 
-All of them tokenise what they embed. Export and sentence-transformers need the parity extra (make install-parity); without it they are
-left out.
-Keep the machine quiet: compare ratios of one run, never figures of two.
+Peers need the parity extra (make install-parity); without it most are left out. Keep the machine quiet: compare ratios of one run, never
+figures of two.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
@@ -26,23 +22,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import corpus
+import peers
 
-from quadrate.config import yamlfile
-from quadrate.config.models import ModelsFile
-from quadrate.config.worker import EmbedSettings, usable_cores
+from quadrate.config import lock
+from quadrate.config.worker import EmbedSettings, Precision, usable_cores
+from quadrate.errors import ConfigError
 from quadrate.runtime import engine, memory, store
 from quadrate.runtime.engine import Engine, Model
 from quadrate.runtime.packing import Reading
@@ -51,22 +45,28 @@ from quadrate.v1.options_pb2 import RIGHT
 from quadrate.worker.rules import rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from peers import Encode, Loop
 
     from quadrate.runtime.jobs import Batch, Lane
 
+    Array = NDArray[np.float32]
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = (128, 192, 256, 384, 512, 1024)
+BASE = "sentence-transformers fp32"
+"""What others are compared with, where it is there."""
+PACKAGES = ("onnxruntime", "openvino", "numpy", "tokenizers", "torch", "transformers", "sentence-transformers")
 CALLERS = 32
 Measure = Callable[[], float]
 
 
 @cache
-def load_model() -> Model:
-    """Return the quick start's model, as the worker loads it."""
-    card = yamlfile.load(ROOT / "configs" / "models.yaml", ModelsFile).models["minilm"]
-    return engine.load("minilm", card, store.ensure("minilm", card), EmbedSettings())
+def load_model(precision: Precision = "exact") -> Model:
+    """Return the quick start's model, as the worker loads it. Raises ConfigError where this machine cannot give the class."""
+    card = lock.load(ROOT / "configs" / "models.yaml").models["minilm"]
+    return engine.load("minilm", card, store.ensure("minilm", card), EmbedSettings(precision=precision))
 
 
 def read(model: Model, texts: Sequence[str]) -> list[Reading]:
@@ -85,30 +85,27 @@ class _Silence:
         raise RuntimeError(f"{texts} texts of {lane.name} were dropped: {reason}")
 
 
-async def _run_engine(texts: Iterable[str], *, callers: int) -> float:
-    """Let callers take one text after another, and return texts a second."""
-    model, settings = load_model(), EmbedSettings()
-    rules = rules_of(settings, on_gpu=False)
-    scheduler = Scheduler(rules, meter=_Silence(), on_failure=lambda lane: sys.exit(lane.failed))
+async def _run_engine(texts: Iterable[str], *, callers: int, precision: Precision) -> tuple[float, Array]:
+    """Let callers take one text after another; return texts a second, and the vectors in order."""
+    model, settings = load_model(precision), EmbedSettings(precision=precision)
+    scheduler = Scheduler(rules_of(settings, on_gpu=False), meter=_Silence(), on_failure=lambda lane: sys.exit(lane.failed))
     runs = Engine(model, scheduler)
     await runs.prove()
-    waiting = iter(texts)
-    answered = 0
+    waiting = enumerate(texts)
+    found: dict[int, Array] = {}
 
     async def call() -> None:
-        nonlocal answered
-        for text in waiting:
-            await runs.run(read(model, [text]), ["unit"])
-            answered += 1
+        for place, text in waiting:
+            found[place] = (await runs.run(read(model, [text]), ["unit"])).rows["unit"][0]
 
     started = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(callers)))
     seconds = time.perf_counter() - started
     await scheduler.close()
-    return answered / seconds
+    return len(found) / seconds, np.stack([found[place] for place in range(len(found))])
 
 
-def texts_per_second_of_engine(texts: Sequence[str], *, seconds: float, callers: int = CALLERS) -> float:
+def texts_per_second_of_engine(texts: Sequence[str], *, seconds: float, callers: int = CALLERS, precision: Precision = "exact") -> float:
     """Return what the engine does for so many callers, over texts taken in turn for about so many seconds."""
 
     def until(end: float) -> Iterable[str]:
@@ -117,124 +114,78 @@ def texts_per_second_of_engine(texts: Sequence[str], *, seconds: float, callers:
                 return
             yield text
 
-    load_model()
-    return asyncio.run(_run_engine(until(time.perf_counter() + seconds), callers=callers))
+    load_model(precision)
+    return asyncio.run(_run_engine(until(time.perf_counter() + seconds), callers=callers, precision=precision))[0]
 
 
-def sorted_batches(readings: Sequence[Reading], budget: int) -> list[list[Reading]]:
-    """Cut texts, sorted by length, into runs of at most `budget` tokens."""
-    batches: list[list[Reading]] = [[]]
-    for reading in sorted(readings, key=len):
-        if batches[-1] and sum(map(len, batches[-1])) + len(reading) > budget:
-            batches.append([])
-        batches[-1].append(reading)
-    return batches
+class Contest:
+    """The contenders over the same texts, and the vectors that each gave.
 
+    Args:
+        texts: What is embedded.
+        folder: Where a graph may be written.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """ONNX Runtime over hand-sorted batches, one one-thread run for each core at once."""
+    def __init__(self, texts: Sequence[str], folder: Path) -> None:
+        self.texts = texts
+        self.vectors: dict[str, Array] = {}
+        self.budgets: dict[str, int] = {}
+        """Of each loop: the tokens of a run."""
+        self.left_out: dict[str, str] = {}
+        """Who could not take part, and why."""
+        self._folder = folder
 
-    run: Callable[[list[Reading]], object]
+    def measures(self, only: Sequence[str] | None) -> dict[str, Measure]:
+        """Return a measure of each contender, by name, all of them warm; with `only`, of those whose names have one of these words."""
+        classes: tuple[Precision, ...] = get_args(Precision)
+        entries: dict[str, Callable[[], Measure]] = {f"engine {precision}": partial(self._engine, precision) for precision in classes}
+        entries |= {name: partial(self._peer, name, make) for name, make in self._peers().items()}
+        found: dict[str, Measure] = {}
+        for name, enter in entries.items():
+            if only and not any(word in name for word in only):
+                continue
+            try:
+                found[name] = enter()
+            except (ImportError, ConfigError) as reason:
+                self.left_out[name] = str(reason).partition("\n")[0]
+                print(f"left out: {name}: {self.left_out[name]}")
+        return found
 
-    def seconds(self, readings: Sequence[Reading], budget: int) -> float:
-        """Return how long all texts take."""
-        batches = sorted_batches(readings, budget)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            list(threads.map(self.run, batches))
-        return time.perf_counter() - started
+    def _engine(self, precision: Precision) -> Measure:
+        load_model(precision)
 
-    def best(self, readings: Sequence[Reading]) -> int:
-        """Return the budget that was fastest, each tried twice."""
-        return min(BUDGETS, key=lambda budget: min(self.seconds(readings, budget), self.seconds(readings, budget)))
+        def measure() -> float:
+            speed, self.vectors[f"engine {precision}"] = asyncio.run(_run_engine(self.texts, callers=CALLERS, precision=precision))
+            return speed
 
+        return measure
 
-def packed_loop() -> Loop:
-    """Return the loop over our own graph."""
-    session = load_model().session
-    return Loop(lambda readings: session.run(readings, ["unit"], wide=False))
+    def _peer(self, name: str, make: Callable[[], Encode]) -> Measure:
+        encode = make()
+        encode(self.texts[:64])
 
+        def measure() -> float:
+            started = time.perf_counter()
+            self.vectors[name] = encode(self.texts)
+            return len(self.texts) / (time.perf_counter() - started)
 
-def padded_loop(folder: Path) -> Loop:
-    """Return the loop over transformers' own export, with padding; needs torch."""
-    _export(load_model().facts.path, folder / "padded.onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        folder / "padded.onnx",
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["SkipLayerNormFusion", "EmbedLayerNormFusion"],
-    )
+        return measure
 
-    def run(readings: list[Reading]) -> object:
-        ids = np.zeros((len(readings), max(map(len, readings))), np.int64)
-        mask = np.zeros_like(ids)
-        for place, reading in enumerate(readings):
-            ids[place, : len(reading)] = reading.ids
-            mask[place, : len(reading)] = 1
-        return session.run(None, {"input_ids": ids, "attention_mask": mask})
+    def _peers(self) -> dict[str, Callable[[], Encode]]:
+        model = load_model()
+        tokenise = partial(read, model)
+        kinds = ("fp32", "bf16", "onnx", "openvino")
+        return {
+            **{f"sentence-transformers {kind}": partial(peers.sentence_transformers, model, kind) for kind in kinds},
+            "ONNX Runtime as fastembed": partial(peers.as_fastembed, model, self._folder, tokenise),
+            "ONNX Runtime as infinity": partial(peers.as_infinity, model, self._folder, tokenise),
+            "loop, packed": lambda: self._loop("loop, packed", peers.packed_loop(model)),
+            "loop, padded export": lambda: self._loop("loop, padded export", peers.padded_loop(model, self._folder)),
+        }
 
-    return Loop(run)
-
-
-def _export(folder: Path, target: Path) -> None:
-    import torch  # noqa: PLC0415 - only where the parity extra is
-    import transformers  # noqa: PLC0415
-
-    class Pooled(torch.nn.Module):  # type: ignore[misc]  # torch may not be there for the type checker
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            kept = attention_mask.unsqueeze(-1).to(states.dtype)
-            return torch.nn.functional.normalize((states * kept).sum(1) / kept.sum(1), dim=1)
-
-    names = ["input_ids", "attention_mask"]
-    axes = {name: {0: "texts", 1: "tokens"} for name in names}
-    example = tuple(torch.ones(2, 7, dtype=torch.long) for _ in names)
-    torch.onnx.export(Pooled(), example, str(target), input_names=names, dynamic_axes=axes, opset_version=17, dynamo=False)
-
-
-def sentence_transformers_encode(texts: Sequence[str]) -> Callable[[], float]:
-    """Return a measure of sentence-transformers in process."""
-    import sentence_transformers  # noqa: PLC0415 - only where the parity extra is
-
-    model = sentence_transformers.SentenceTransformer(str(load_model().facts.path), device="cpu")
-    model.encode(list(texts[:64]), batch_size=32)
-
-    def measure() -> float:
-        started = time.perf_counter()
-        model.encode(list(texts), batch_size=32)
-        return len(texts) / (time.perf_counter() - started)
-
-    return measure
-
-
-def measures(texts: Sequence[str], folder: Path) -> tuple[dict[str, Measure], dict[str, int]]:
-    """Return what is measured by name, and the best budget of each loop."""
-    found: dict[str, Measure] = {"engine": lambda: asyncio.run(_run_engine(texts, callers=CALLERS))}
-    budgets: dict[str, int] = {}
-    sample = read(load_model(), texts[: len(texts) // 2])
-    for name, make in (("loop, packed", packed_loop), ("loop, padded export", lambda: padded_loop(folder))):
-        with contextlib.suppress(ImportError):
-            loop = make()
-            budgets[name] = loop.best(sample)
-            found[name] = partial(_texts_per_second_of_loop, loop, texts, budgets[name])
-    try:
-        found["sentence-transformers"] = sentence_transformers_encode(texts)
-    except ImportError as missing:
-        print(f"left out, for want of the parity extra: {missing}")
-    return found, budgets
-
-
-def _texts_per_second_of_loop(loop: Loop, texts: Sequence[str], budget: int) -> float:
-    started = time.perf_counter()
-    readings = read(load_model(), texts)
-    return len(texts) / (time.perf_counter() - started + loop.seconds(readings, budget))
+    def _loop(self, name: str, loop: Loop) -> Encode:
+        budget = self.budgets[name] = loop.best(read(load_model(), self.texts[: len(self.texts) // 2]))
+        return lambda texts: loop.vectors(read(load_model(), texts), budget)
 
 
 def alternate(rounds: int, what: dict[str, Measure], *, unit: str = "texts/s") -> dict[str, list[float]]:
@@ -247,23 +198,69 @@ def alternate(rounds: int, what: dict[str, Measure], *, unit: str = "texts/s") -
     return figures
 
 
-def report(figures: dict[str, list[float]], budgets: dict[str, int], texts: Sequence[str]) -> dict[str, Any]:
-    """Return medians, ratios and what they were measured on."""
+def report(contest: Contest, figures: dict[str, list[float]]) -> dict[str, Any]:
+    """Return medians, ratios, cosines, and what they were measured on."""
     medians = {name: statistics.median(values) for name, values in figures.items()}
-    loop = max(value for name, value in medians.items() if name.startswith("loop"))
-    lengths = [len(reading) for reading in read(load_model(), texts)]
+    base = next(name for name in (BASE, "engine exact") if name in medians)
+    loops = [value for name, value in medians.items() if name.startswith("loop")]
+    lengths = [len(reading) for reading in read(load_model(), contest.texts)]
     return {
         "texts_per_second": medians,
+        "tokens_per_second": {name: value * float(np.mean(lengths)) for name, value in medians.items()},
         "rounds": figures,
-        "engine_to_loop": medians["engine"] / loop,
-        "engine_to_sentence_transformers": medians["engine"] / medians["sentence-transformers"]
-        if "sentence-transformers" in medians
-        else None,
-        "best_budget": budgets,
-        "tokens": {"texts": len(texts), "mean": float(np.mean(lengths)), "p95": float(np.percentile(lengths, 95)), "most": max(lengths)},
+        "base": base,
+        "ratio_to_base": {name: value / medians[base] for name, value in medians.items()},
+        "lowest_cosine_to_base": {name: lowest_cosine(vectors, contest.vectors[base]) for name, vectors in contest.vectors.items()},
+        "exact_to_best_loop": medians["engine exact"] / max(loops) if loops and "engine exact" in medians else None,
+        "best_budget": contest.budgets,
+        "left_out": contest.left_out,
+        "tokens": {"texts": len(lengths), "mean": float(np.mean(lengths)), "p95": float(np.percentile(lengths, 95)), "most": max(lengths)},
         "machine": machine(),
-        "versions": {name: version(name) for name in ("onnxruntime", "numpy", "tokenizers")},
+        "versions": {name: installed(name) for name in PACKAGES},
     }
+
+
+def lowest_cosine(vectors: Array, others: Array) -> float:
+    """Return the lowest cosine of any row to the same row of the others."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    return float(((vectors * others).sum(axis=1) / lengths).min())
+
+
+def installed(package: str) -> str:
+    """Return a package's version; empty if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the result as a table in Markdown."""
+    lines = [f"| what | texts/s | tokens/s | times {found['base']} | lowest cosine |", "|---|---|---|---|---|"]
+    for name, value in found["texts_per_second"].items():
+        budget = f", {found['best_budget'][name]} tokens a run" if name in found["best_budget"] else ""
+        speeds = f"{value:.1f} | {found['tokens_per_second'][name]:,.0f} | {found['ratio_to_base'][name]:.2f}"
+        lines.append(f"| {name}{budget} | {speeds} | {found['lowest_cosine_to_base'][name]:.5f} |")
+    return "\n".join(lines)
+
+
+def plot(found: Mapping[str, Any], path: Path) -> None:
+    """Draw the speeds as bars, the engine's in another colour, with the lowest cosine beside each. Needs matplotlib (the extra bench)."""
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    names = sorted(found["tokens_per_second"], key=found["tokens_per_second"].__getitem__)
+    speeds = [found["tokens_per_second"][name] for name in names]
+    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(names) + 1.5), layout="constrained")
+    bars = axes.barh(names, speeds, color=["#1f6feb" if name.startswith("engine") else "#9aa4b2" for name in names])
+    labels = [f"{found['ratio_to_base'][name]:.2f} x, cosine {found['lowest_cosine_to_base'][name]:.5f}" for name in names]
+    axes.bar_label(bars, labels, padding=4, fontsize=8)
+    axes.set_xlim(right=max(speeds) * 1.35)
+    axes.set_xlabel(f"tokens a second, {found['machine']['cores']} cores of {found['machine']['processor']}")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
 
 
 def machine() -> dict[str, Any]:
@@ -281,22 +278,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only contenders whose names have one of these words")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="a picture; needs matplotlib, the extra bench")
     options = parser.parse_args()
     memory.settle()
-    texts = corpus.paragraphs(options.texts)
     with tempfile.TemporaryDirectory() as folder:
-        what, budgets = measures(texts, Path(folder))
-        found = report(alternate(options.rounds, what), budgets, texts)
-    print("\n| what | texts/s |\n|---|---|")
-    for name, value in found["texts_per_second"].items():
-        budget = f", {budgets[name]} tokens a run" if name in budgets else ""
-        print(f"| {name}{budget} | {value:.1f} |")
-    print(f"\nengine to the better loop: {found['engine_to_loop']:.3f}")
-    if found["engine_to_sentence_transformers"]:
-        print(f"engine to sentence-transformers: {found['engine_to_sentence_transformers']:.2f}")
+        contest = Contest(corpus.paragraphs(options.texts), Path(folder))
+        found = report(contest, alternate(options.rounds, contest.measures(options.only)))
+    print(f"\n{table(found)}")
+    if found["exact_to_best_loop"]:
+        print(f"\nengine exact to the better loop: {found['exact_to_best_loop']:.3f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":
