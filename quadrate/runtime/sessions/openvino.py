@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ STEPS = Steps(tokens=8, places=4)
 """Kernels are made for each shape, which costs a run 5 %; so shapes are rounded."""
 KERNELS = 256
 """So many kernels are kept. With OpenVINO's own 5,000, free lengths fill a gigabyte within minutes."""
+KEPT_TOKENS = 2048
+"""What a run of more needs is given back behind it."""
 TWO_MODELS_BYTES = 2**28
 """The most weights that are packed twice, as for a lone request over all cores."""
 
@@ -49,7 +52,8 @@ class OpenVinoSession:
         try:
             core = openvino.Core()
             model = _read(core, graph.proto, self._weights)
-            self._narrow = _Requests(_compile(core, model, streams=threads, threads=threads), threads)
+            # Twice as many as there are cores: runs of long texts go on beside those of short ones, at a lower priority.
+            self._narrow = _Requests(_compile(core, model, streams=2 * threads, threads=2 * threads), 2 * threads)
             two = threads > 1 and graph.weight_bytes <= TWO_MODELS_BYTES
             self._wide = _Requests(_compile(core, model, streams=1, threads=threads), 1) if two else self._narrow
         except RuntimeError as error:
@@ -70,6 +74,8 @@ class _Requests:
     """The requests of a compiled model, one for each run that may go on at once; each keeps what its runs need."""
 
     def __init__(self, model: Any, count: int) -> None:
+        self._model = model
+        self._is_swollen = False
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(count):
             self._free.put(model.create_infer_request())
@@ -81,6 +87,15 @@ class _Requests:
             return [np.array(request.get_tensor(name).data) for name in outputs]
         finally:
             self._free.put(request)
+            self._is_swollen |= len(feeds["ids"]) > KEPT_TOKENS
+            if self._is_swollen:
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Give back what a long run needed, if nothing runs at this moment; else after the next run."""
+        with contextlib.suppress(RuntimeError):
+            self._model.release_memory()
+            self._is_swollen = False
 
 
 def weights_of(graph: Graph) -> dict[str, NDArray[Any]]:
