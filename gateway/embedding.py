@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, truncation_for
+from gateway.reading import check_ids, check_reader, check_total, fit, prompt_for, tokenize, truncation_for
 from gateway.routes import EMBED
 from gateway.work import check_contents
 from quadrate import forms
@@ -64,6 +64,7 @@ class Embedding:
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.contents)
         check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
+        check_reader(work.tokenizer_sha256, pool.facts)
         check_ids(work.contents, pool.facts, work.name)
         return pool
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quadrate.errors import InvalidArgument
-from quadrate.inputs import choose_prompt, unreadable
+from quadrate.inputs import choose_prompt, of_another_tokenizer, unreadable
 from quadrate.v1.options_pb2 import LEFT, NONE
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextToke
         return await tokenizer.encode_async(texts)
     found = iter(await tokenizer.encode_async(texts) if texts else ())
     return [next(found) if type(content) is str else content for content in contents]  # type: ignore[misc] # the rest are ids
+
+
+def check_reader(tokenizer_sha256: str, facts: Facts) -> None:
+    """Refuse token ids that say that another tokenizer made them. Raises Unavailable."""
+    if tokenizer_sha256 and tokenizer_sha256 != facts.card.tokenizer_sha256:
+        raise of_another_tokenizer(facts.card.name)
 
 
 def check_ids(contents: Sequence[Content], facts: Facts, name: Name) -> None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_total, truncation_for
+from gateway.reading import check_ids, check_reader, check_total, truncation_for
 from gateway.routes import RERANK
 from gateway.work import check_contents
 from quadrate.errors import Internal, InvalidArgument
@@ -84,6 +84,7 @@ class Reranking:
         check_contents(work.documents, names="documents", name=work.name, limit=self._limits.documents)
         _check_top_n(work, pool)
         _check_form(work)
+        check_reader(work.tokenizer_sha256, pool.facts)
         check_ids((work.query,), pool.facts, lambda _: "query_token_ids")
         check_ids(work.documents, pool.facts, work.name)
         return pool

@@ -38,6 +38,7 @@ class EmbedWork:
         contents: What to embed, in order.
         name: What the caller calls each input.
         names: What the caller calls all inputs together.
+        tokenizer_sha256: The tokenizer that ids were made by; empty: not said.
         max_tokens: The most tokens to read of each, special tokens included; None: as the model does.
         dimensions_name: What the caller calls `dimensions`.
     """
@@ -46,6 +47,7 @@ class EmbedWork:
     contents: Sequence[Content]
     name: Name
     names: str
+    tokenizer_sha256: str = ""
     reading: Reading = Reading()
     max_tokens: int | None = None
     dimensions: int | None = None
@@ -69,6 +71,7 @@ class RerankWork:
         query: The question; a text or content ids.
         documents: What to order.
         name: What the caller calls each document.
+        tokenizer_sha256: The tokenizer that ids were made by; empty: not said.
         top_name: What the caller calls `top_n`.
         cut_documents: Cut what is too long, and name it in the answer's warnings. Otherwise `truncation` rules.
     """
@@ -77,6 +80,7 @@ class RerankWork:
     query: Content
     documents: Sequence[Content]
     name: Name
+    tokenizer_sha256: str = ""
     top_n: int | None = None
     top_name: str = "top_n"
     return_documents: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs
+from quadrate.errors import EmptyInput, InvalidArgument, TooManyInputs, Unavailable
 from quadrate.v1.options_pb2 import DOCUMENT, QUERY
 
 if TYPE_CHECKING:
@@ -103,3 +103,12 @@ def _named(prompts: Mapping[str, str], name: str, *, role: int) -> str:
         known = ", ".join(f"'{known}'" for known in sorted(prompts)) or "none"
         raise InvalidArgument(f"prompt_name is not a prompt of this model; its prompts: {known}.", param="prompt_name")
     return prompts[name]
+
+
+def of_another_tokenizer(name: str) -> Unavailable:
+    """Return the error for token ids that were made by another tokenizer than the model's."""
+    return Unavailable(
+        f"The token ids were made by another tokenizer than that of {name}, which was loaded again. Get its tokenizer anew and try again.",
+        param="tokenizer_sha256",
+        retry_after_seconds=1.0,
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.config import lock
 from quadrate.errors import ConfigError, ModelNotFound, Unavailable
+from quadrate.inputs import of_another_tokenizer
 from quadrate.telemetry import log
 from quadrate.v1 import model_pb2
 
@@ -107,11 +108,7 @@ class Catalogue:
             return entry.engine
         if entry.former is not None and read_by == entry.former.model.tokenizer.sha256:
             return entry.former
-        raise Unavailable(
-            f"The token ids were made by another tokenizer than that of {entry.alias}, which was loaded again. "
-            "Get its tokenizer anew and try again.",
-            retry_after_seconds=1.0,
-        )
+        raise of_another_tokenizer(entry.alias)
 
     # What `loading` does with them.
 

@@ -105,6 +105,7 @@ class Loader:
         self._turn = asyncio.Lock()
         self._waiting: dict[str, Load] = {}
         self._running: Load | None = None
+        self._abandoned = False
         self._leaving: set[_Leaving] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.scheduler: Scheduler
@@ -112,8 +113,8 @@ class Loader:
 
     @property
     def is_loading(self) -> bool:
-        """Whether a thread may be busy with a load."""
-        return self._running is not None
+        """Whether a thread may be busy with a load, even one that nobody waits for any more."""
+        return self._abandoned or self._running is not None
 
     async def load_configured(self) -> list[Load]:
         """Load the models that the catalogue began with, one after another."""
@@ -149,6 +150,7 @@ class Loader:
 
     async def close(self) -> None:
         """Stop what is under way. A thread that fetches or builds goes on until its step is done."""
+        self._abandoned = self.is_loading
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

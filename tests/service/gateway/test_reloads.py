@@ -13,7 +13,7 @@ from quadrate.errors import Unavailable
 from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.testing.worker import FakeWorker
-from quadrate.v1 import admin_pb2, embed_pb2, model_pb2, options_pb2
+from quadrate.v1 import admin_pb2, embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.service.gateway.conftest import Door, refused, routing
 from tests.service.workers.conftest import Running, running
 
@@ -139,3 +139,19 @@ async def test_a_card_that_cannot_be_used_is_told_and_asked_again(open_door: Cal
             await pool.send("embed", embed_pb2.EmbedRequest(), read_by=pool.facts, tokens=1, call=worker.calls)
         worker.cards["fake"].tokenizer_sha256 = right
         await door.until_serving("fake")
+
+
+async def test_ids_that_name_another_tokenizer_are_refused(door: Door, worker: FakeWorker) -> None:
+    """Callers may say which tokenizer made their ids; another one's are refused at the gateway, retryable, and never read wrongly."""
+    ids = options_pb2.TokenIds(ids=[5, 6])
+    embed = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(token_ids=ids)], tokenizer_sha256="0" * 64)
+    rerank = rerank_pb2.RerankRequest(
+        model="fake-rerank", query_token_ids=ids, documents=[options_pb2.Input(token_ids=ids)], tokenizer_sha256="0" * 64
+    )
+    for call, request in ((door.embed.Embed, embed), (door.rerank.Rerank, rerank)):
+        found = await refused(call(request))
+        assert (found.status, found.param) == ("UNAVAILABLE", "tokenizer_sha256")
+        assert "made by another tokenizer" in found.message
+        request.tokenizer_sha256 = worker.cards["fake"].tokenizer_sha256
+        await call(request)
+    assert {request.tokenizer_sha256 for request in worker.received} == {worker.cards["fake"].tokenizer_sha256}

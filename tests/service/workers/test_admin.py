@@ -249,16 +249,21 @@ async def test_loads_of_one_model_follow_each_other_and_unloading_ends_them(cata
 
     async with running("embed", catalogue, "tiny") as made:
         monkeypatch.setattr(engine, "load", slow)
+        asked: list[str] = []
+        begin = made.worker.loader.load
+        monkeypatch.setattr(made.worker.loader, "load", lambda alias: (asked.append(alias), begin(alias))[1])
         first = asyncio.create_task(load(made))
         while not builds:
             await asyncio.sleep(0.01)
         others = [asyncio.create_task(load(made)) for _ in range(3)]
+        while len(asked) < 4:
+            await asyncio.sleep(0.01)
         gate.set()
         assert {task[-1].state for task in await asyncio.gather(first, *others)} == {model_pb2.MODEL_STATE_READY}
         assert len(builds) == 2
         gate.clear()
         loads = [asyncio.create_task(load(made)) for _ in range(2)]
-        while len(builds) < 3:
+        while len(builds) < 3 or len(asked) < 6:
             await asyncio.sleep(0.01)
         await unload(made)
         gate.set()
