@@ -222,7 +222,7 @@ class Loader:
         stored = await asyncio.to_thread(store.ensure, load.alias, card, progress=progress)
         _refuse_unwanted(load)
         self._catalogue.progress(load.alias, FETCHED)
-        self._refuse_what_does_not_fit(load.alias, await asyncio.to_thread(store.weight_bytes, stored.path))
+        self._refuse_what_does_not_fit(load.alias, await asyncio.to_thread(store.weight_bytes, stored.path, graph=card.graph))
         model = await asyncio.to_thread(engines.load, load.alias, card, stored, self._settings)
         self._catalogue.progress(load.alias, BUILT)
         return Engine(model, self.scheduler)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from quadrate.errors import StoreError
-from quadrate.runtime.store.files import needed
+from quadrate.runtime.store.files import needed, weight_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BASE = ["config.json", "tokenizer.json"]
 
@@ -63,3 +68,19 @@ def test_what_is_missing_is_named(there: list[str], said: str) -> None:
     with pytest.raises(StoreError) as caught:
         needed(there, origin="it")
     assert said in str(caught.value)
+
+
+def test_what_weights_take_is_estimated_from_their_files(tmp_path: Path) -> None:
+    """The files that would be read count, twice where they are in half precision; duplicates in other formats and other files do not."""
+    for name, size in {"model.safetensors": 1000, "pytorch_model.bin": 999, "tokenizer.json": 5000, "onnx/model.onnx": 300}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(size))
+    (tmp_path / "config.json").write_text('{"torch_dtype": "float32"}')
+    assert weight_bytes(tmp_path) == 1000
+    assert weight_bytes(tmp_path, graph="onnx/model.onnx") == 300
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+    assert weight_bytes(tmp_path) == 2000
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").write_text("{")
+    assert weight_bytes(tmp_path) == 999

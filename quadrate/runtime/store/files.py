@@ -16,7 +16,6 @@ from quadrate.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_WEIGHTS = (".safetensors", ".bin", ".pt")
 _HALVES = ("float16", "bfloat16")
 _SMALL = re.compile(
     r"(config|tokenizer|tokenizer_config|special_tokens_map|modules|config_sentence_transformers|sentence_[\w-]+_config)\.json|vocab\.txt"
@@ -100,12 +99,19 @@ def inside(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def weight_bytes(folder: Path) -> int:
-    """Estimate what the weights in `folder` take as float32: their files' sizes, twice that where config.json says "half"."""
-    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file()}
-    if any(path.suffix == ".safetensors" for path in sizes):  # other formats beside it hold the same once more
-        sizes = {path: size for path, size in sizes.items() if path.suffix == ".safetensors"}
-    return sum(sizes.values()) * (2 if _is_half(folder / "config.json") else 1)
+def weight_bytes(folder: Path, *, graph: str | None = None) -> int:
+    """Estimate what a model's weights take in memory: the sizes of their files, twice that where config.json says that they are in half.
+
+    Args:
+        folder: The model's.
+        graph: The ONNX graph that is run instead of ours; it runs in the numbers that it is written in.
+
+    Raises StoreError if there are none.
+    """
+    names = inside(folder)
+    chosen = _weights(names, str(folder)) if graph is None else _graph(names, str(folder), graph)
+    size = sum((folder / name).stat().st_size for name in chosen)
+    return size * (2 if graph is None and _is_half(folder / "config.json") else 1)
 
 
 def _is_half(config: Path) -> bool:
