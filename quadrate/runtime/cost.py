@@ -1,14 +1,14 @@
-"""How long a batch will take: arithmetic known beforehand, speed learnt from each run.
+"""How long a batch will take: its arithmetic is known beforehand, how long so much of it takes is learnt from each run.
 
-    seconds = (start + operations / speed) * correction
-
-Start and speed are fitted by least squares over recent narrow runs, each counted relative to its size, so that long runs do not drown
-short ones. What the line misses is learnt as a correction for each size, in powers of two, and of narrow and wide runs apart: long
-texts, whose attention may run faster or slower than matrix products, and runs over all cores.
+What was learnt is a curve: for each size of run, in powers of two, how much work recent narrow runs of it had and how long they took. A
+prediction lies on the straight line between the two nearest sizes, so the start of a run, the speed of the matrix products and that of
+long texts' attention each show where they matter, and long runs never blur what is known of short ones. Wide runs, on all cores, are
+learnt as multiples of narrow ones.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import threading
 from dataclasses import dataclass
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from quadrate.runtime.encoders import Encoder
 
-_FORGET = 0.97
-"""Weight of what was learnt before, at each new run: the last 30 or so count."""
-_ADAPT = 0.2
-"""Weight of a new run in its size's correction."""
+_FORGET = 0.9
+"""Weight of what was learnt before of a size, at each new run of it: the last 10 or so count."""
+_LEAST_SECONDS = 1e-6
 _OUTLIER = 4.0
 """A run so many times slower than predicted met something else on its cores; it counts no more than this."""
 
@@ -57,57 +56,74 @@ class CostModel:
     def __init__(self, shape: Shape, *, speed: float = 50e9) -> None:
         self._shape = shape
         self._lock = threading.Lock()
-        self._unit = shape.operations([64])
-        # Sums of weight, u, r, u², ur where r = seconds / x and u = 1 / x; the first run ever is made up from the assumed speed.
-        rate = self._unit / speed
-        self._sums = (1e-3, 1e-3, 1e-3 * rate, 1e-3, 1e-3 * rate)
-        self._start, self._slope = 0.0, rate
-        self._corrections: tuple[dict[int, float], dict[int, float]] = ({}, {})
+        self._speed = speed
+        self._sizes: dict[int, _Size] = {}
+        self._curve: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+        self._wide: dict[int, float] = {}
+        self._usual = _NEVER
+        self._rate, self._run = 1 / speed, 0.0
         self.runs = 0
         """Runs learnt from."""
 
     def seconds(self, lengths: Sequence[int], *, wide: bool = False) -> float:
         """Predict one run over texts of these lengths, on one core or, `wide`, on all."""
-        x = self._shape.operations(lengths) / self._unit
-        return (self._start + self._slope * x) * self._correction(x, wide=wide)
+        operations = self._shape.operations(lengths)
+        return self._narrow(operations) * (self._gain(operations) if wide else 1.0)
 
     def share(self, tokens: int) -> float:
-        """Predict what a text of `tokens` adds to a run that goes anyway, in seconds of one core."""
-        shape = self._shape
-        x = (shape.per_token + shape.per_place * tokens) * tokens / self._unit
-        correction = self._corrections[False].get(math.frexp(x)[1])
-        return self._slope * x * (self._correction(x, wide=False) if correction is None else correction)
+        """Predict what a text of `tokens` adds to runs as they usually are, in seconds of one core."""
+        operations = (self._shape.per_token + self._shape.per_place * tokens) * tokens
+        return operations * self._rate if operations <= self._run else self._narrow(operations)
 
     def learn(self, lengths: Sequence[int], seconds: float, *, wide: bool = False) -> None:
         """Take in how long a run really took."""
-        x = self._shape.operations(lengths) / self._unit
+        operations = self._shape.operations(lengths)
+        size, seconds = math.frexp(operations)[1], max(seconds, _LEAST_SECONDS)
         with self._lock:
-            corrections = self._corrections[wide]
-            if corrections:
+            if size in (self._wide if wide else self._sizes):
                 seconds = min(seconds, _OUTLIER * self.seconds(lengths, wide=wide))
-            if not wide:
-                self._fit(x, seconds)
-            size = math.frexp(x)[1]
-            ratio = seconds / (self._start + self._slope * x)
-            before = corrections.get(size)
-            corrections[size] = ratio if before is None else before + _ADAPT * (ratio - before)
+            if wide:
+                ratio = seconds / self._narrow(operations)
+                self._wide = {**self._wide, size: _FORGET * self._wide.get(size, ratio) + (1 - _FORGET) * ratio}
+            else:
+                self._sizes[size] = self._sizes.get(size, _NEVER).with_run(operations, seconds)
+                self._usual = self._usual.with_run(operations, seconds)
+                self._rate, self._run = self._usual.seconds / self._usual.operations, self._usual.operations / self._usual.runs
+                means = sorted((one.operations / one.runs, one.seconds / one.runs) for one in self._sizes.values())
+                self._curve = tuple(zip(*means, strict=True))  # type: ignore[assignment]  # two columns
             self.runs += 1
 
-    def _correction(self, x: float, *, wide: bool) -> float:
-        """Return what runs of about this size took, as a multiple of the line; of the nearest size that was seen."""
-        corrections = self._corrections[wide]
-        size = math.frexp(x)[1]
-        if size in corrections or not corrections:
-            return corrections.get(size, 1.0)
-        return corrections[min(list(corrections), key=lambda seen: abs(seen - size))]
+    def _narrow(self, operations: float) -> float:
+        """Return the seconds that the curve gives for so much work."""
+        works, times = self._curve
+        if not works:
+            return operations / self._speed
+        place = bisect.bisect_right(works, operations)
+        if place == len(works) or len(works) == 1:
+            return times[-1] * operations / works[-1]
+        place = max(1, place)
+        slope = (times[place] - times[place - 1]) / (works[place] - works[place - 1])
+        found = times[place] - slope * (works[place] - operations)
+        return found if found > 0 else times[0] * operations / works[0]
 
-    def _fit(self, x: float, seconds: float) -> None:
-        u, r = 1 / x, seconds / x
-        new = (1.0, u, r, u * u, u * r)
-        self._sums = weight, us, rs, uu, ur = tuple(_FORGET * old + add for old, add in zip(self._sums, new, strict=True))  # type: ignore[assignment]  # five stay five
-        spread = weight * uu - us * us
-        start = (weight * ur - us * rs) / spread if spread > 0.01 * us * us else 0.0
-        slope = (rs - start * us) / weight
-        if slope <= 0 or start < 0:  # runs too alike to tell the two apart, or a noisy few
-            start, slope = 0.0, rs / weight
-        self._start, self._slope = start, slope
+    def _gain(self, operations: float) -> float:
+        """Return what a wide run takes as a multiple of a narrow one, as with the nearest size that was seen."""
+        if not self._wide:
+            return 1.0
+        size = math.frexp(operations)[1]
+        return self._wide[min(self._wide, key=lambda seen: abs(seen - size))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Recent runs of about one size: how many, their work and their seconds, older ones weighing less."""
+
+    runs: float
+    operations: float
+    seconds: float
+
+    def with_run(self, operations: float, seconds: float) -> _Size:
+        return _Size(_FORGET * self.runs + 1, _FORGET * self.operations + operations, _FORGET * self.seconds + seconds)
+
+
+_NEVER = _Size(0.0, 0.0, 0.0)
