@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 .DELETE_ON_ERROR:
-.PHONY: help up down install install-test install-parity test check format generate bench constraints clean
+.PHONY: help up down install install-openvino install-test install-parity test check format generate bench constraints clean
 
 help: ## Show what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ down: ## Stop a mesh that runs in the background (make up ARGS=--detach).
 	@$(BIN)/quadrate down $(ARGS)
 
 install: $(VENV)/installed ## Install what running needs, pinned and checked by hash.
+install-openvino: $(VENV)/installed-openvino ## Add OpenVINO, for quadrate up --precision fast on a CPU.
 install-test: $(VENV)/installed-test ## Add what the tests need.
 install-parity: $(VENV)/installed-parity ## Add torch and transformers, for the tests marked parity.
 
@@ -54,8 +55,9 @@ bench: install-parity ## Measure engine and mesh side by side with what they are
 constraints: ## Pin the newest versions that pyproject.toml allows, with their hashes (needs uv).
 	@rm -f constraints/*.txt
 	$(COMPILE) --extra cpu --extra edge pyproject.toml constraints/build.in -o constraints/runtime.txt
-	$(COMPILE) --extra cpu --extra edge --extra test -c constraints/runtime.txt pyproject.toml constraints/build.in -o constraints/test.txt
-	$(COMPILE) --extra cpu --extra edge --extra test --extra parity -c constraints/test.txt pyproject.toml constraints/build.in -o constraints/parity.txt
+	$(COMPILE) --extra cpu --extra edge --extra openvino -c constraints/runtime.txt pyproject.toml constraints/build.in -o constraints/openvino.txt
+	$(COMPILE) --extra cpu --extra edge --extra test -c constraints/openvino.txt pyproject.toml constraints/build.in -o constraints/test.txt
+	$(COMPILE) --extra cpu --extra edge --extra test --extra parity --extra bench -c constraints/test.txt pyproject.toml constraints/build.in -o constraints/parity.txt
 
 clean: ## Remove the environment and all that can be made again.
 	@rm -rf $(VENV) dist build htmlcov .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
@@ -71,6 +73,11 @@ $(VENV)/installed: constraints/runtime.txt pyproject.toml | $(BIN)/python
 	@echo "Installing what running needs into $(VENV); this takes about a minute the first time."
 	@$(PIP) install --require-hashes -r constraints/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/installed-openvino: constraints/openvino.txt $(VENV)/installed
+	@echo "Installing OpenVINO into $(VENV)."
+	@$(PIP) install --require-hashes -r constraints/openvino.txt
 	@touch $@
 
 $(VENV)/installed-test: constraints/test.txt $(VENV)/installed
