@@ -51,18 +51,19 @@ def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision
         make_golden: Whether to write the golden vectors of what each model gives now, in exact arithmetic, instead of comparing them.
         precision: The class of arithmetic that is compared.
     """
-    failed = False
+    verdicts = set()
     for alias, card in _cards(config, aliases).items():
-        stored, problems = _hashed(alias, card)
-        notes: list[str] = []
-        if stored is not None and not problems and (card.golden or make_golden):
+        stored, lines = _hashed(alias, card)
+        verdict = "damaged" if lines else "good" if stored else "not in the store"
+        if stored is not None and not lines and (card.golden or make_golden):
             problems, notes = _proven(config, alias, card, stored, make_golden=make_golden, precision=precision)
-        verdict = "not in the store" if stored is None and not problems else "damaged" if problems else "good"
-        print("\n".join([f"{alias}: {verdict}", *(f"  {line}" for line in (*problems, *notes))]))
-        failed = failed or bool(problems) or (stored is None and alias in aliases)
-    if failed:
+            verdict, lines = "wrong" if problems else "good", [*problems, *notes]
+        print("\n".join([f"{alias}: {verdict}", *(f"  {line}" for line in lines)]))
+        if verdict != "not in the store" or alias in aliases:
+            verdicts.add(verdict)
+    if verdicts & {"damaged", "not in the store"}:
         print("`quadrate models pull ALIAS` gets a model anew where a file is missing or damaged.")
-    return int(failed)
+    return int(bool(verdicts - {"good"}))
 
 
 def _hashed(alias: str, card: ModelCard) -> tuple[StoredModel | None, list[str]]:

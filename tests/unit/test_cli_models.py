@@ -1,0 +1,67 @@
+"""`quadrate models verify` and `show` over a folder of one's own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from quadrate.cli import models
+from quadrate.errors import ConfigError
+from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def describe(config: Path, folder: Path, **values: str) -> None:
+    """Write a catalogue with the model `tiny`."""
+    card = {"served_name": "tests/tiny", "task": "embed", "source": {"type": "folder", "path": str(folder)}, **values}
+    (config / "models.yaml").write_text(json.dumps({"models": {"tiny": card}}))
+
+
+def test_golden_vectors_are_made_and_then_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--make-golden writes the file and says what to put into the card; later runs compare, and tell what no longer matches."""
+    folder = write_tiny_model(tmp_path / "model")
+    describe(tmp_path, folder)
+    assert models.verify(tmp_path, ["tiny"], make_golden=True, precision="exact") == 0
+    path = tmp_path / "golden" / "tiny.json"
+    assert capsys.readouterr().out == (f"tiny: good\n  wrote {path}; name it in the model's card: `golden: golden/tiny.json`\n")
+    describe(tmp_path, folder, golden="golden/tiny.json")
+    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 0
+    assert capsys.readouterr().out == "tiny: good\n  golden vectors match in precision exact\n"
+    write_tiny_model(folder, weights=tiny_weights(tiny_config(), seed=1))
+    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 1
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: wrong\n")
+    assert "is of revision sha256:" in said
+    file = json.loads(path.read_text())
+    file["revision"] = said.split("the model's files are ")[1].split(". If")[0]
+    path.write_text(json.dumps(file))
+    assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 1
+    assert "text 1, dense: the cosine to the golden vector is" in capsys.readouterr().out
+    assert models.verify(tmp_path, ["tiny"], make_golden=True, precision="exact") == 0
+    assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 0
+
+
+def test_a_model_that_is_not_here_or_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a model, one that cannot be served, and a name that nobody described are named with the reason."""
+    describe(tmp_path, tmp_path / "nowhere")
+    assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 1
+    assert "is no folder" in capsys.readouterr().out
+    folder = write_tiny_model(tmp_path / "model")
+    describe(tmp_path, folder, golden="golden.json")
+    assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 1
+    assert "golden.json: cannot be read" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="describes no 'other'; it has: tiny"):
+        models.verify(tmp_path, ["other"], make_golden=False, precision="exact")
+
+
+def test_a_card_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`show` prints the card with what is known of its files."""
+    describe(tmp_path, tmp_path / "model", golden="golden/tiny.json")
+    assert models.card(tmp_path, "tiny") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["alias"], shown["source"]) == ("tiny", f"folder {tmp_path / 'model'}")
+    assert shown["card"]["golden"] == str(tmp_path / "golden" / "tiny.json")
