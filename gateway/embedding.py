@@ -73,7 +73,7 @@ class Embedding:
         truncation = truncation_for(facts.card, work.reading.truncation)
         limit = _content_limit(work, facts.tokenizer)
         found = await tokenize(work.contents, prompt, facts.tokenizer, truncation=truncation, name=work.name)
-        tokens = fit(found, facts.tokenizer, truncation=truncation, name=work.name, prompt=prompt, limit=limit)
+        tokens = fit(found, work.contents, facts.tokenizer, truncation=truncation, name=work.name, prompt=prompt, limit=limit)
         check_total(tokens.total, self._max_request_tokens, names=work.names)
         tokens.seconds = time.perf_counter() - started
         return tokens

@@ -49,7 +49,7 @@ class Models:
         with call.trace.stage("tokenise"):
             truncation = work.reading.truncation or options_pb2.RIGHT
             found = await tokenize(work.contents, prompt, pool.tokenizer, truncation=truncation, name=work.name)
-            tokens = fit(found, pool.tokenizer, truncation=truncation, name=work.name, prompt=prompt)
+            tokens = fit(found, work.contents, pool.tokenizer, truncation=truncation, name=work.name, prompt=prompt)
             check_total(tokens.total, self._max_request_tokens, names=work.names)
         call.log["tokens"] = tokens.total
         answer = model_pb2.TokenizeResponse(model=work.model)

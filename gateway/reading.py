@@ -81,9 +81,26 @@ def check_ids(contents: Sequence[Content], facts: Facts, name: Name) -> None:
 
 
 def fit(
-    found: list[list[int]], tokenizer: TextTokenizer, *, truncation: int, name: Name, prompt: str = "", limit: int | None = None
+    found: list[list[int]],
+    contents: Sequence[Content],
+    tokenizer: TextTokenizer,
+    *,
+    truncation: int,
+    name: Name,
+    prompt: str = "",
+    limit: int | None = None,
 ) -> Tokens:
-    """Cut inputs to what the model reads, or refuse them. The prompt before them is not cut. Raises ContextLengthExceeded, EmptyInput."""
+    """Cut inputs to what the model reads, or refuse them. The prompt before texts is not cut. Raises ContextLengthExceeded, EmptyInput.
+
+    Args:
+        found: Content ids of each input, as `tokenize` gave them for `contents`.
+        contents: The inputs as they came.
+        tokenizer: The model's.
+        truncation: What happens to inputs that are too long.
+        name: What the caller calls each input.
+        prompt: What stands before texts.
+        limit: A lower limit on content ids than the model's own.
+    """
     prompt_ids = tokenizer.encode([prompt])[0] if prompt and truncation == LEFT else []
     cut: dict[int, int] = {}
     total = len(found) * tokenizer.special_count
@@ -97,7 +114,7 @@ def fit(
                 truncation,  # type: ignore[arg-type] # an enum's number
                 param=name(position),
                 limit=limit,
-                prompt_ids=prompt_ids,
+                prompt_ids=prompt_ids if type(contents[position]) is str else (),
             )
             ids.append(kept)
             total += len(kept)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from quadrate.cuts import cut, in_common
 from quadrate.errors import ContextLengthExceeded
 from quadrate.v1 import model_pb2
-from quadrate.v1.options_pb2 import LEFT, RIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +153,7 @@ class Room:
     Attributes:
         left: The content ids that fit beside the query.
         max_tokens: What the model reads of both together.
-        limit: The most content ids of a document; None: as many as fit.
+        limit: The most content ids of a document, its template's not counted; None: as many as fit.
     """
 
     left: int
@@ -162,31 +162,35 @@ class Room:
 
     @property
     def tokens(self) -> int:
-        """The most content ids of a document."""
-        return self.left if self.limit is None else min(self.left, self.limit)
+        """The most content ids of a document without a template."""
+        return self._tokens(0)
 
-    def fit(self, ids: Sequence[int], truncation: int, *, param: str) -> tuple[Sequence[int], int]:
+    def fit(self, ids: Sequence[int], truncation: int, *, param: str, head_ids: Sequence[int] = ()) -> tuple[Sequence[int], int]:
         """Return the content ids that are read of a document, and how many were cut.
 
         Args:
             ids: All of its content ids.
             truncation: What to do if they are too many: LEFT, RIGHT, or anything else to refuse them.
             param: The document's name in the request, for the error.
+            head_ids: The template's ids before the document. They stay when the left is cut, and the limit does not count them.
 
         Raises:
             ContextLengthExceeded: They are too many and may not be cut.
         """
-        excess = len(ids) - self.tokens
-        if excess <= 0:
+        head = in_common(ids, head_ids)
+        room = self._tokens(head)
+        if len(ids) <= room:
             return ids, 0
-        if truncation == RIGHT:
-            return ids[: self.tokens], excess
-        if truncation == LEFT:
-            return ids[excess:], excess
+        kept = cut(ids, room, truncation, head=head)
+        if kept is not None:
+            return kept, len(ids) - room
         reason = f"the query leaves room for {self.left} of the {self.max_tokens} that this model reads"
-        if self.tokens < self.left:
-            reason = f"at most {self.tokens} are allowed"
+        if room < self.left:
+            reason = f"at most {room} are allowed"
         raise ContextLengthExceeded(f"{param} has {len(ids)} tokens; {reason}. Shorten it, or ask for truncation.", param=param)
+
+    def _tokens(self, head: int) -> int:
+        return self.left if self.limit is None else min(self.left, self.limit + head)
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

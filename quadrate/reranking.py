@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from quadrate.cuts import in_common
 from quadrate.errors import ContextLengthExceeded, InvalidArgument
 from quadrate.inputs import refuse_nul, unreadable
 from quadrate.v1.options_pb2 import LEFT, NONE, RIGHT, Truncation
@@ -48,7 +49,7 @@ class DocumentLimits:
 
     Attributes:
         characters: The most characters.
-        tokens: The most content ids; None: as many as the model reads.
+        tokens: The most content ids, prompt or template not counted; None: as many as the model reads.
         truncation: LEFT or RIGHT cuts; anything else refuses.
     """
 
@@ -96,6 +97,8 @@ class RerankReader:
         self._tokenizer = tokenizer
         self._pair = pair
         self._prompts = prompts
+        self._head = pair.document_text("") if pair else prompts.get("document", "")
+        """What stands before each document's text."""
 
     async def read(self, question: Question, limits: DocumentLimits) -> RerankTokens:
         """Return a request as the model will read it.
@@ -111,12 +114,14 @@ class RerankReader:
         if not len(query):
             raise unreadable(question.query_name)
         fit = self._fit(query, question.query_name, limits.tokens)
+        head_ids = self._head_ids(limits)
         kept: list[Ids] = []
         cut: list[int] = []
         for place, ids in enumerate(found):
             if not len(ids):
                 raise unreadable(question.name(place))
-            rest, removed = fit(ids, limits.truncation, param=question.name(place))
+            own_head = head_ids if isinstance(documents[place], str) else ()
+            rest, removed = fit(ids, limits.truncation, param=question.name(place), head_ids=own_head)
             kept.append(rest)
             cut.append(removed)
         counts = [self._count(query, ids) for ids in kept]
@@ -150,8 +155,12 @@ class RerankReader:
         return self._tokenizer.trim(text, NONE, param=question.query_name)
 
     def _document_text(self, document: str, truncation: Truncation, param: str) -> str:
-        text = self._pair.document_text(document) if self._pair else self._prompts.get("document", "") + document
-        return self._tokenizer.trim(text, truncation, param=param)
+        return self._tokenizer.trim(document, truncation, param=param, prompt=self._head)
+
+    def _head_ids(self, limits: DocumentLimits) -> Ids:
+        """Return the ids of what stands before each document's text, where a cut may have to spare them."""
+        may_matter = self._head and (limits.tokens is not None or limits.truncation == LEFT)
+        return self._tokenizer.encode([self._head])[0] if may_matter else ()
 
     def _fit(self, query: Ids, query_name: str, limit: int | None) -> Callable[..., tuple[Ids, int]]:
         """Return what cuts a document's content ids. Raises ContextLengthExceeded for a query that cannot be read whole."""
@@ -164,10 +173,18 @@ class RerankReader:
                 f"{tokenizer.max_tokens}. Shorten it; queries are never cut.",
                 param=query_name,
             )
-        return partial(tokenizer.fit, limit=limit)
+        return partial(_fit_alone, tokenizer, limit)
 
     def _count(self, query: Ids, document: Ids) -> int:
         return self._pair.count(len(query), len(document)) if self._pair else self._tokenizer.count(document)
+
+
+def _fit_alone(
+    tokenizer: TextTokenizer, limit: int | None, ids: Ids, truncation: Truncation, *, param: str, head_ids: Ids
+) -> tuple[Ids, int]:
+    """Return the ids that are read of a document alone; the limit does not count its prompt's."""
+    most = None if limit is None else limit + in_common(ids, head_ids)
+    return tokenizer.fit(ids, truncation, param=param, limit=most, prompt_ids=head_ids)
 
 
 def _shorten(question: Question, limits: DocumentLimits) -> tuple[Sequence[Content], list[int]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quadrate.cuts import cut, in_common
 from quadrate.errors import ContextLengthExceeded, EmptyInput, InvalidArgument
 from quadrate.v1.options_pb2 import Truncation
 
@@ -109,7 +110,7 @@ class TextTokenizer:
             return kept + text[len(kept) - self.max_characters :]
         raise ContextLengthExceeded(
             f"{param} has {size} characters; at most {self.max_characters} are looked at for this model, which reads "
-            f"{self.max_tokens} tokens. Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
+            f"{self.max_tokens} tokens. Shorten it, or have it cut: truncate on /v1/embeddings and /v2/embed, truncation natively.",
             param=param,
         )
 
@@ -150,16 +151,14 @@ class TextTokenizer:
         excess = len(ids) - room
         if excess <= 0:
             return ids, 0
-        if truncation == Truncation.RIGHT:
-            return ids[:room], excess
-        if truncation == Truncation.LEFT:
-            kept = _in_common(ids, prompt_ids)
-            return (ids[excess:] if not 0 < kept < room else [*ids[:kept], *ids[kept + excess :]]), excess
+        kept = cut(ids, room, truncation, head=in_common(ids, prompt_ids))
+        if kept is not None:
+            return kept, excess
         total = room + self.special_count
         reads = "this model reads at most" if room == self.max_content_tokens else "the request allows at most"
         raise ContextLengthExceeded(
             f"{param} has {len(ids) + self.special_count} tokens, special tokens included; {reads} {total}. "
-            "Shorten it, or have it cut: truncate on /v1/embeddings, truncation natively.",
+            "Shorten it, or have it cut: truncate on /v1/embeddings and /v2/embed, truncation natively.",
             param=param,
         )
 
@@ -170,11 +169,6 @@ class TextTokenizer:
     def count(self, ids: Sequence[int]) -> int:
         """Return how many tokens the model reads for these content ids."""
         return len(ids) + self.special_count
-
-
-def _in_common(ids: Sequence[int], prompt_ids: Sequence[int]) -> int:
-    """Return how many ids both begin with. Where prompt and text meet, a token of both may stand: it is the text's."""
-    return next((place for place, (one, other) in enumerate(zip(ids, prompt_ids, strict=False)) if one != other), len(prompt_ids))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -86,6 +86,26 @@ async def test_a_lower_limit_on_tokens_cuts_too() -> None:
     assert (await read("cat", "cat dog mat", tokens=99, truncation=RIGHT)).cut == [0]
 
 
+@pytest.mark.parametrize("pair", [CAUSAL, None])
+async def test_a_limit_on_tokens_counts_the_documents_own(pair: PairLayout | None) -> None:
+    """Neither the template's nor the prompt's before it."""
+    tokens = await read("cat", "cat dog mat", tokens=2, truncation=RIGHT, pair=pair)
+    assert (tokens.documents, tokens.cut) == ([words("passage", ":", "cat", "dog")], [1])
+
+
+@pytest.mark.parametrize(
+    ("pair", "rest"), [(CAUSAL, [*["sat"] * 3, "cat", "dog", "mat"]), (None, ["the", *["sat"] * 8, "cat", "dog", "mat"])]
+)
+async def test_a_cut_on_the_left_begins_behind_template_and_prompt(pair: PairLayout | None, rest: list[str]) -> None:
+    """They are not the document's; ids, which have neither, are cut from their first on."""
+    text = "the " * 3 + "sat " * 8 + "cat dog mat"
+    tokens = await read("the cat", text, words(*text.split()), truncation=LEFT, pair=pair)
+    assert tokens.documents[0] == words("passage", ":", *rest)
+    assert tokens.documents[1] == words(*text.split())[-len(tokens.documents[0]) :]
+    beginning_alike = await read("the cat", words("passage", ":", *text.split()), truncation=LEFT, pair=pair)
+    assert beginning_alike.documents[0] == tokens.documents[1]
+
+
 @pytest.mark.parametrize("pair", [CROSS, CAUSAL, None])
 async def test_a_query_without_room_is_refused_whatever_the_truncation(pair: PairLayout | None) -> None:
     """With its length and the limit."""

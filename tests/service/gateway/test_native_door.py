@@ -85,6 +85,15 @@ async def test_a_cut_on_the_left_spares_the_prompt(door: Door, worker: FakeWorke
     assert list(counted.tokenizations[0].ids)[1:-1] == list(worker.received[0].inputs[0].token_ids.ids)
 
 
+async def test_ids_are_cut_from_their_first_on(door: Door, worker: FakeWorker) -> None:
+    """No prompt was put before them, so none is spared, even if they begin like it."""
+    given = [12, 14, *[6, 7] * 20]  # `query`, `:` and words
+    item = options_pb2.Input(token_ids=options_pb2.TokenIds(ids=given))
+    await door.embed.Embed(embed_pb2.EmbedRequest(model="fake", inputs=[item], prompt="query: ", truncation=options_pb2.LEFT))
+    read = list(worker.received[-1].inputs[0].token_ids.ids)
+    assert read == given[2 - MAX_TOKENS :]
+
+
 async def test_a_cards_own_truncation_holds_unless_the_request_says_otherwise(open_door: Callable[..., Any]) -> None:
     """A card may say that long inputs are cut."""
     card = fake_card("fake", truncation=options_pb2.RIGHT)
