@@ -82,6 +82,11 @@ class Catalogue:
         """All models, by alias."""
         return sorted(self._entries.values(), key=lambda entry: entry.alias)
 
+    @property
+    def aliases(self) -> Sequence[str]:
+        """All models, in the order in which they came."""
+        return tuple(self._entries)
+
     def entry(self, name: str) -> Entry:
         """Return a model by alias or served name. Raises ModelNotFound."""
         alias = self._names.get(name)

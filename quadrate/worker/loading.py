@@ -118,7 +118,7 @@ class Loader:
 
     async def load_configured(self) -> list[Load]:
         """Load the models that the catalogue began with, one after another."""
-        loads = [self.load(entry.alias) for entry in self._catalogue.entries]
+        loads = [self.load(alias) for alias in self._catalogue.aliases]
         for load in loads:
             await load.done.wait()
         return loads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from quadrate.config.worker import EmbedSettings
 from quadrate.errors import ConfigError
 from quadrate.runtime import engine, golden, store
 from quadrate.runtime.golden.comparison import LIMITS, compare, differences
-from quadrate.testing.model_folder import write_tiny_cross_encoder, write_tiny_model
+from quadrate.testing.model_folder import tiny_tensors, write_tiny_cross_encoder, write_tiny_model
+from tests.unit import checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,3 +132,31 @@ def test_how_near_is_near_enough_depends_on_the_precision() -> None:
     assert [bool(differences("it", scores, scores + 0.3, limit)) for limit in LIMITS.values()] == [True, False, False]
     assert compare("it", golden_vector, golden_vector[:10], LIMITS["small"]) == ["it: 10 values, 384 in the file"]
     assert compare("it", golden_vector, np.full(384, np.nan, np.float32), LIMITS["small"])
+
+
+async def test_sparse_vectors_and_token_vectors_are_compared(tmp_path: Path) -> None:
+    """A model of three answers has all three in its file; a weight, an id or a token's vector that changed is found."""
+    folder, path = write_tiny_model(tmp_path / "three", pooling="cls"), tmp_path / "golden.json"
+    for name, rows in (("sparse_linear", 1), ("colbert_linear", 24)):
+        checkpoints.save(folder / f"{name}.pt", tiny_tensors({"weight": (rows, 32), "bias": (rows,)}))
+    made = await written(load(folder), path)
+    first = made.texts[0]
+    assert first.dense
+    assert first.multi_vector
+    assert not made.texts[-1].multi_vector
+    sparse = next(text for text in made.texts if text.sparse is not None and text.sparse.ids)
+    assert sparse.sparse is not None
+    named = load(folder, golden=str(path))
+    assert await golden.check(named) == []
+    ids, weights = sparse.sparse.ids, sparse.sparse.weights
+    vectors = np.frombuffer(base64.b64decode(first.multi_vector), "<f4").copy()
+    vectors[24:48] = vectors[24:48][::-1]
+    for text, changes, said in (
+        (sparse, {"sparse": golden.GoldenSparse(ids=ids, weights=(weights[0] + 1.0, *weights[1:]))}, "text 1, sparse: the cosine"),
+        (sparse, {"sparse": golden.GoldenSparse(ids=ids[1:], weights=weights[1:])}, "text 1, sparse: the cosine"),
+        (first, {"multi_vector": golden.packed(vectors)}, "text 1, multi-vector, token 2: the cosine"),
+        (first, {"multi_vector": golden.packed(vectors[24:])}, f"text 1, multi-vector: {vectors.size} values, {vectors.size - 24} in"),
+    ):
+        golden.write(path, made.model_copy(update={"texts": (text.model_copy(update=changes),)}))
+        problems = await golden.check(named)
+        assert problems[0].startswith(said), problems
