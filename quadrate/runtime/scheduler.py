@@ -341,7 +341,7 @@ class Scheduler:
             while not self._closed:
                 gathering = self._gathering(lane)
                 if lane.line and not gathering and lane.running < self._most_at_once(lane):
-                    window = lane.line.window(self._rules.limits.window, self._clock(), self._is_late)
+                    window = _once(lane.line.window(self._rules.limits.window, self._clock(), self._is_late))
                     if window:
                         self._running[slot] = batch = self._take(lane, window)
                         return batch
@@ -482,6 +482,14 @@ class Scheduler:
         """Call on the event loop's thread. Once that is closed nobody waits any more."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _once(texts: list[Text]) -> list[Text]:
+    """Return of those who wait for the same work the first."""
+    firsts: dict[int, Text] = {}
+    for text in texts:
+        firsts.setdefault(id(text if text.twins is None else text.twins), text)
+    return list(firsts.values())
 
 
 def _check_rows(results: Mapping[str, Sequence[NDArray[np.float32]]], outputs: Sequence[str], texts: int) -> None:

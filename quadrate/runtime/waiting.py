@@ -27,22 +27,24 @@ if TYPE_CHECKING:
     IsLate = Callable[[Text], bool]
 
 MOST_KNOWN = 256
-"""Tenants that are remembered beyond those with requests; of others the work done for them is forgotten."""
+"""So many tenants are remembered, or twice as many as have requests; then those without any are forgotten."""
 
 
 class Tenants:
-    """Those who have requests, and those whose last work is not yet made up for by others'."""
+    """Those who have requests, and those who had some lately: what was done for them counts when they come back."""
 
     def __init__(self) -> None:
         self._known: dict[str, Tenant] = {}
+        self._most = MOST_KNOWN
         self._floor = 0.0
 
     def of(self, name: str) -> Tenant:
         """Return the tenant of a name, for a request that has come."""
         found = self._known.get(name)
         if found is None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known = {name: known for name, known in self._known.items() if known.jobs or known.used > self._floor}
+            if len(self._known) >= self._most:
+                self._known = {name: known for name, known in self._known.items() if known.jobs}
+                self._most = max(MOST_KNOWN, 2 * len(self._known))
             found = self._known[name] = Tenant(name)
         found.jobs += 1
         return found

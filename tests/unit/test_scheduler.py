@@ -102,13 +102,15 @@ class Bench:
         """Return a lane for a model."""
         return Lane(name, session, CostModel(Shape(1.0, 0.0), speed=SPEED))
 
-    def run(self, first: int, *, count: int = 1, tokens: int = 10, deadline: float | None = None) -> asyncio.Task[list[int]]:
+    def run(
+        self, first: int, *, count: int = 1, tokens: int = 10, deadline: float | None = None, tenant: str = ""
+    ) -> asyncio.Task[list[int]]:
         """Send a request of `count` texts, which are answered by `first`, `first + 1` and so on."""
-        return asyncio.create_task(self._run(first, count, tokens, deadline))
+        return asyncio.create_task(self._run(first, count, tokens, deadline, tenant))
 
-    async def _run(self, first: int, count: int, tokens: int, deadline: float | None) -> list[int]:
+    async def _run(self, first: int, count: int, tokens: int, deadline: float | None, tenant: str) -> list[int]:
         readings = [Reading.of(np.full(tokens, first + place, np.int32)) for place in range(count)]
-        job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline)
+        job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline, tenant=tenant)
         return [int(row[0][0]) for row in job.results if row is not None]
 
     def waiting(self) -> list[Text]:
@@ -483,3 +485,253 @@ async def test_a_session_that_leaves_a_text_out_fails_its_model() -> None:
         with pytest.raises(Unavailable):
             await made.run(5)
         assert ["rows of" in lane.failed for lane in made.failed] == [True]
+
+
+LONG = LIMITS.tokens + 1
+"""Tokens of a text that is longer than a run may be."""
+
+
+async def test_short_texts_never_wait_for_long_ones_to_end() -> None:
+    """A short text runs at once though every runner is busy with a long one, even where there is one runner."""
+    for runners in (1, 2):
+        async with bench(runners=runners) as made:
+            made.session.gate.clear()
+            long = [made.run(100 + number, tokens=LONG) for number in range(4)]
+            await made.until_entered(runners)
+            short = made.run(7)
+            await made.until_entered()
+            assert made.session.runs[-1][0] == [7]
+            made.session.gate.set()
+            assert await short == [7]
+            await asyncio.gather(*long)
+
+
+async def test_long_texts_leave_a_runner_while_short_ones_run() -> None:
+    """While short texts run, long ones have all runners but one, and run beside them; without any, they have all."""
+    async with bench(runners=3) as made:
+        short = await made.busy()
+        long = [made.run(100 + number, tokens=LONG) for number in range(4)]
+        await made.until_entered(2)
+        assert (made.scheduler._long.running, made.scheduler._short.running) == (2, 1)
+        made.session.gate.set()
+        await asyncio.gather(short, *long)
+    async with bench(runners=3) as made:
+        made.session.gate.clear()
+        long = [made.run(100 + number, tokens=LONG) for number in range(4)]
+        await made.until_entered(3)
+        assert made.scheduler._long.running == 3
+        made.session.gate.set()
+        await asyncio.gather(*long)
+
+
+async def test_long_texts_run_however_many_short_ones_keep_coming() -> None:
+    """Long texts run however many short ones keep coming."""
+    async with bench() as made:
+        first = await made.busy()
+        long, short = made.run(100, tokens=LONG), [made.run(number, tokens=60) for number in range(1, 30)]
+        await made.until_entered()
+        assert made.session.runs[-1][0] == [100]
+        made.session.gate.set()
+        await asyncio.gather(first, long, *short)
+
+
+async def test_long_texts_refuse_no_short_ones() -> None:
+    """A queue full of long texts refuses long ones, and lets short ones in."""
+    async with bench(queue_seconds=2.0) as made:
+        made.session.gate.clear()
+        long = [made.run(100 + number, tokens=400) for number in range(20)]  # 0.4 s each
+        await made.until_entered()
+        refused = [task for task in long if task.done()]
+        assert refused
+        assert all(isinstance(task.exception(), Overloaded) for task in refused)
+        short = made.run(7)
+        await made.until_entered()
+        made.session.gate.set()
+        assert await short == [7]
+        await asyncio.gather(*(task for task in long if task not in refused))
+
+
+async def test_the_nearest_deadline_of_a_tenant_goes_first() -> None:
+    """The nearest deadline of a tenant goes first; requests in no hurry go in order of arrival."""
+    async with bench() as made:
+        first = await made.busy()
+        tasks = [made.run(1, tokens=60), made.run(2, tokens=60, deadline=made.clock.now + 9), made.run(3, tokens=60)]
+        tasks += [made.run(4, tokens=60, deadline=made.clock.now + 5), made.run(5, tokens=60, deadline=made.clock.now + 500)]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert [texts for texts, _ in made.session.runs[1:]] == [[4], [2], [1], [3], [5]]
+
+
+async def test_a_tenant_that_floods_slows_only_itself_down() -> None:
+    """A tenant's single requests run next to each of another's that floods."""
+    async with bench() as made:
+        first = await made.busy()
+        flood = [made.run(1000 + number, tokens=60, tenant="flood") for number in range(100)]
+        await asyncio.sleep(0)
+        quiet = [made.run(number, tokens=60, tenant="quiet") for number in range(1, 4)]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *flood, *quiet)
+        places = [place for place, (texts, _) in enumerate(made.session.runs) if texts[0] in (1, 2, 3)]
+        assert max(places) <= 8
+
+
+async def test_identical_texts_under_way_run_once() -> None:
+    """Identical texts that wait or run are run once, and everyone is answered; their answers cannot be changed by one of them."""
+    async with bench() as made:
+        first = await made.busy()
+        joins_a_run = made.run(0)
+        waiting = [made.run(5), made.run(5, tenant="another"), made.run(5, deadline=made.clock.now + 5)]
+        other = made.run(5, tokens=11)
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        assert await asyncio.gather(first, joins_a_run, *waiting, other) == [[0], [0], [5], [5], [5], [5]]
+        assert [texts for texts, _ in made.session.runs] == [[0], [5, 5]]  # of 10 and of 11 tokens
+        assert sum(batch.shared for batch in made.notes.batches) == 3
+        assert not made.lane.flying
+        readings = [Reading.of(np.full(10, 9, np.int32))] * 2
+        job = await made.scheduler.run(made.lane, readings, outputs=["unit"], deadline=None)
+        assert not any(row is not None and row[0].flags.writeable for row in job.results)
+        assert made.session.runs[-1][0] == [9]
+
+
+async def test_other_outputs_are_other_work() -> None:
+    """The same text for other outputs is run for itself."""
+    async with bench() as made:
+        first = await made.busy()
+        readings = [Reading.of(np.full(10, 5, np.int32))]
+        jobs = [
+            asyncio.create_task(made.scheduler.run(made.lane, readings, outputs=outputs, deadline=None))
+            for outputs in (["unit"], ["unit", "other"])
+        ]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await first
+        assert [len(job.results[0] or ()) for job in await asyncio.gather(*jobs)] == [1, 2]
+        assert made.session.runs[-1][0] == [5, 5]
+
+
+async def test_who_leaves_takes_no_work_from_those_who_wait_for_the_same() -> None:
+    """Who leaves takes no work from those who wait for the same, in whatever order they came and leave."""
+    async with bench() as made:
+        first = await made.busy()
+        tasks = [made.run(5) for _ in range(4)]
+        await asyncio.sleep(0)
+        before = made.scheduler.queued()["fake"]
+        for task in (tasks[0], tasks[2]):
+            task.cancel()
+        await asyncio.gather(tasks[0], tasks[2], return_exceptions=True)
+        assert made.scheduler.queued()["fake"] == before
+        tasks.append(made.run(5))
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        assert [await tasks[place] for place in (1, 3, 4)] == [[5], [5], [5]]
+        assert [texts for texts, _ in made.session.runs] == [[0], [5]]
+        await first
+        assert not made.lane.flying
+        assert made.scheduler.queued()["fake"] == (0, 0.0)
+
+
+async def test_once_all_have_left_the_same_text_runs_anew() -> None:
+    """Once all who waited for a text have left, it does not run; who asks for it later is answered."""
+    async with bench() as made:
+        first = await made.busy()
+        gone = [made.run(5), made.run(5)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        again = made.run(5)
+        await asyncio.sleep(0)
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+        made.session.gate.set()
+        await first
+        assert await made.run(6) == [6]
+        assert await made.run(5) == [5]
+        assert [texts for texts, _ in made.session.runs] == [[0], [6], [5]]
+        assert not made.lane.flying
+
+
+async def test_an_urgent_twin_brings_the_work_forward() -> None:
+    """Work that two wait for runs when the first of them comes to it, and both are answered."""
+    async with bench() as made:
+        first = await made.busy()
+        patient = [made.run(number, tokens=60) for number in range(1, 10)]
+        urgent = made.run(9, tokens=60, deadline=made.clock.now + 5)
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, urgent, *patient)
+        assert [texts[0] for texts, _ in made.session.runs[:3]] == [0, 9, 1]
+
+
+async def test_two_models_of_one_name_share_no_answers() -> None:
+    """A new revision beside the old one runs its own texts: lanes are told apart by what they are, not by name."""
+    async with bench() as made:
+        first = await made.busy()
+        session = FakeSession()
+        new = made.make_lane("fake", session)
+        readings = [Reading.of(np.full(10, 0, np.int32))]
+        other = asyncio.create_task(made.scheduler.run(new, readings, outputs=["unit"], deadline=None))
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, other)
+        assert len(session.runs) == len(made.session.runs) == 1
+
+
+async def test_a_model_is_drained_when_nothing_of_it_waits_or_runs() -> None:
+    """A model is drained when nothing of it waits or runs, be it for callers who have gone."""
+    async with bench() as made:
+        first = await made.busy()
+        second = made.run(5)
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        drained = asyncio.create_task(made.scheduler.drain(made.lane))
+        done, _ = await asyncio.wait([drained], timeout=0.05)
+        assert not done
+        made.session.gate.set()
+        await second
+        await asyncio.wait_for(drained, 10)
+        assert not made.scheduler.busy(made.lane)
+
+
+async def test_a_stuck_model_leaves_the_others_their_runners() -> None:
+    """A stuck run takes no runner from other models: another thread takes its place, and the stuck one leaves when it returns."""
+    async with bench(stuck_seconds=5.0) as made:
+        stuck = await made.busy()
+        other = made.make_lane("other", FakeSession())
+        readings = [Reading.of(np.full(10, 9, np.int32))]
+        waits = asyncio.create_task(made.scheduler.run(other, readings, outputs=["unit"], deadline=None))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            made.clock.now += 4
+            made.scheduler.watch()
+        with pytest.raises(Unavailable):
+            await stuck
+        assert int((await waits).results[0][0][0]) == 9  # type: ignore[index]  # it has an answer
+        assert made.scheduler.busy(made.lane)
+        made.session.gate.set()
+        await asyncio.wait_for(made.scheduler.drain(made.lane), 10)
+
+
+async def test_a_refusal_says_when_there_will_be_room() -> None:
+    """A refusal says when there will be room: after that time, with that much done, the same request is let in."""
+    async with bench(queue_seconds=2.0) as made:
+        first = await made.busy()
+        admitted = [made.run(number, tokens=60) for number in range(1, 60)]
+        await asyncio.sleep(0)
+        refused = next(task for task in admitted if task.done())
+        error = refused.exception()
+        assert isinstance(error, Overloaded)
+        ahead = made.scheduler.queued()["fake"][1]
+        assert error.retry_after_seconds == pytest.approx(max(0.05, ahead - 2.0), abs=0.06)
+        made.lane.cost.runs = 1
+        late = made.run(1000, count=20, tokens=60, deadline=made.clock.now + 1.0)
+        await asyncio.sleep(0)
+        error = late.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_seconds == pytest.approx(ahead + 20 * 0.06 - 1.0, abs=0.07)
+        made.session.gate.set()
+        await asyncio.gather(first, *admitted, return_exceptions=True)
