@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import platform
 from dataclasses import asdict
@@ -39,6 +40,7 @@ def look(found: Gpus | None = None) -> dict[str, Any]:
         "processor": _processor(),
         "memory_bytes": psutil.virtual_memory().total,
         "engines": {name: version for name in _ENGINES if (version := _version(name))},
+        "precisions": _precisions(),
         "driver": cards.driver,
         "gpus": [asdict(card) for card in cards.gpus],
         "no_gpu_because": cards.reason,
@@ -62,6 +64,15 @@ def _version(package: str) -> str:
         return ""
 
 
+def _precisions() -> dict[str, str]:
+    """Return what would run a model in each class of precision; empty where the workers' packages are not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return {}
+    from quadrate.runtime.sessions import given  # noqa: PLC0415 - needs them
+
+    return {str(precision): answer for precision, answer in given().items()}
+
+
 def _ways(cards: Sequence[Gpu]) -> list[list[str]]:
     """Return the matrix of ways between GPUs, by index."""
     return [["X" if one is other else one.links.get(other.index, "?") for other in cards] for one in cards]
@@ -75,6 +86,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"Memory      {report['memory_bytes'] / 2**30:.0f} GiB",
         f"Engines     {', '.join(f'{name} {version}' for name, version in report['engines'].items()) or 'none installed'}",
     ]
+    lines += [f"{'Precision' if not place else '':<12}{name}: {how}" for place, (name, how) in enumerate(report["precisions"].items())]
     if not report["gpus"]:
         return [*lines, f"GPUs        none: {report['no_gpu_because']}"]
     lines.append(f"GPUs        driver {report['driver']}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quadrate.runtime.sessions.null import NULL, NullSession
 from quadrate.runtime.sessions.onnx import OnnxSession
 from quadrate.runtime.sessions.session import AGREEMENT, LOWEST_COSINE, Session
-from quadrate.runtime.sessions.way import CPU, CUDA, OPENVINO, Way, choose
+from quadrate.runtime.sessions.way import CPU, CUDA, OPENVINO, Way, choose, given
 
 if TYPE_CHECKING:
     from quadrate.runtime.graphs import Graph
@@ -24,6 +24,7 @@ __all__ = [
     "Session",
     "Way",
     "choose",
+    "given",
     "open_session",
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import mmap
 import queue
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import onnx
 import openvino
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.packing import Steps, pack
+from quadrate.runtime.packing import Reading, Steps, pack
 from quadrate.runtime.sessions.session import rows
 from quadrate.runtime.sessions.way import OPENVINO
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.runtime.graphs import Graph
-    from quadrate.runtime.packing import Reading
 
 STEPS = Steps(tokens=8, places=4)
 """Kernels are made for each shape, which costs a run 5 %; so shapes are rounded."""
@@ -29,6 +30,7 @@ KERNELS = 256
 """So many kernels are kept. With OpenVINO's own 5,000, free lengths fill a gigabyte within minutes."""
 KEPT_TOKENS = 2048
 """What a run of more needs is given back behind it."""
+WARM_TOKENS = 8
 TWO_MODELS_BYTES = 2**28
 """The most weights that are packed twice, as for a lone request over all cores."""
 
@@ -48,22 +50,29 @@ class OpenVinoSession:
     def __init__(self, graph: Graph, *, threads: int) -> None:
         self._inputs = graph.inputs
         self._forms = graph.outputs
-        self._weights = weights_of(graph)
+        self._weights = _Weights(graph)
         try:
             core = openvino.Core()
-            model = _read(core, graph.proto, self._weights)
+            model = _read(core, graph.proto, self._weights.arrays)
             # Twice as many as there are cores: runs of long texts go on beside those of short ones, at a lower priority.
             self._narrow = _Requests(_compile(core, model, streams=2 * threads, threads=2 * threads), 2 * threads)
             two = threads > 1 and graph.weight_bytes <= TWO_MODELS_BYTES
             self._wide = _Requests(_compile(core, model, streams=1, threads=threads), 1) if two else self._narrow
         except RuntimeError as error:
             raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
+        self._warm()
 
     def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs, STEPS)
         results = (self._wide if wide else self._narrow).run(feeds, outputs)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
+
+    def _warm(self) -> None:
+        """Run once, so that weights are packed before the first request, and let go of the pages that only packing touched."""
+        for wide in (False, True):
+            self.run([Reading.of(np.zeros(WARM_TOKENS, np.int32))], list(self._forms), wide=wide)
+        self._weights.release()
 
     def close(self) -> None:
         """See Session."""
@@ -98,18 +107,34 @@ class _Requests:
             self._is_swollen = False
 
 
-def weights_of(graph: Graph) -> dict[str, NDArray[Any]]:
-    """Return the large weights of a graph by name; those in a file are mapped, and share its pages with all who read it."""
-    return {tensor.name: _array(graph, tensor) for tensor in onnx.load_from_string(graph.proto).graph.initializer if tensor.external_data}
+class _Weights:
+    """The large weights of a graph by name; those in a file are mapped, and share its pages with all who read it."""
 
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._maps: dict[str, mmap.mmap] = {}
+        constants = onnx.load_from_string(graph.proto).graph.initializer
+        self.arrays = {constant.name: self._array(constant) for constant in constants if constant.external_data}
 
-def _array(graph: Graph, tensor: onnx.TensorProto) -> NDArray[Any]:
-    if tensor.name in graph.computed:
-        return graph.computed[tensor.name]
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    # Mode c: OpenVINO takes only arrays that could be written to; nothing writes, and pages stay those of the file.
-    return np.memmap(graph.folder / place["location"], dtype, "c", int(place["offset"]), tuple(tensor.dims))
+    def release(self) -> None:
+        """Let go of the pages read so far; they come back from the file when they are touched again."""
+        for mapping in self._maps.values():
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+    def _array(self, constant: onnx.TensorProto) -> NDArray[Any]:
+        if constant.name in self._graph.computed:
+            return self._graph.computed[constant.name]
+        place = {entry.key: entry.value for entry in constant.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(constant.data_type)
+        flat = np.frombuffer(self._map(place["location"]), dtype, math.prod(constant.dims), int(place["offset"]))
+        return flat.reshape(constant.dims)
+
+    def _map(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            with (self._graph.folder / name).open("rb") as file:
+                # Copy on write: OpenVINO takes only arrays that could be written to. Nothing writes, so the pages stay those of the file.
+                self._maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[name]
 
 
 def _read(core: Any, proto: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:

@@ -14,16 +14,17 @@ import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import onnxruntime
 
+from quadrate.config.worker import Precision
 from quadrate.errors import ConfigError
 from quadrate.runtime.sessions import gpu as gpus
 from quadrate.runtime.sessions.gpu import Gpu
 
 if TYPE_CHECKING:
-    from quadrate.config.worker import Device, Precision
+    from quadrate.config.worker import Device
     from quadrate.runtime.graphs.builder import Arithmetic, Kernels
 
 CPU = "CPUExecutionProvider"
@@ -76,6 +77,18 @@ def choose(device: Device, precision: Precision, *, gpu_memory_bytes: int = 0) -
         _check_int8()
         return Way(precision, CPU, "int8")
     return Way(precision, CPU, "float32")
+
+
+def given(device: Device = "auto") -> dict[Precision, str]:
+    """Return for each class of precision what would run it on a device, or the reason why nothing can."""
+    return {precision: _provider_or_reason(device, precision) for precision in get_args(Precision)}
+
+
+def _provider_or_reason(device: Device, precision: Precision) -> str:
+    try:
+        return choose(device, precision).provider
+    except ConfigError as reason:
+        return f"no: {reason}"
 
 
 def _is_on_gpu(device: Device) -> bool:
