@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
 from embed_worker.answers import respond
 from embed_worker.outputs import graph_outputs, represent, rows_of
 from quadrate import forms
-from quadrate.errors import InvalidArgument
+from quadrate.errors import Internal, InvalidArgument
 from quadrate.inputs import MAX_INPUTS
 from quadrate.runtime.packing import Reading
 from quadrate.server import lifecycle
 from quadrate.server.relay import RelayService
 from quadrate.server.streams import in_order_of_completion
 from quadrate.v1 import embed_pb2, options_pb2
-from quadrate.v1.options_pb2 import MULTI_VECTOR
+from quadrate.v1.options_pb2 import DENSE, MULTI_VECTOR
 from quadrate.vectors import row_bytes
 from quadrate.worker.models import pooling_name, precision_of
 from quadrate.worker.offer import offer
@@ -67,7 +68,7 @@ class EmbedService:
         )
         with call.trace.stage("respond"):
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)
-            provenance = _provenance(model, prompt, normalized=wanted.normalize)
+            provenance = _provenance(model, _told_prompt(request, prompt), wanted)
             return _respond(request.model, model, wanted, readings, result, provenance=provenance, timings=timings)
 
     async def embed_stream(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
@@ -105,11 +106,21 @@ def _respond(
     provenance: options_pb2.Provenance,
     timings: options_pb2.Timings,
 ) -> bytes:
+    _check_numbers(model, result)
     found = represent(wanted, result.rows, readings.ids, head=model.facts.head, weightless=model.tokenizer.weightless_ids)
     tokens = list(map(len, readings.ids))
     answer = respond(name, found, tokens, readings.cut, value_type=wanted.value_type, provenance=provenance, timings=timings)
     _check_size(len(answer))
     return answer
+
+
+def _check_numbers(model: Model, result: Result) -> None:
+    """Refuse what holds a value that is no number: it would lie in an index for ever. The sum of squares shows it and costs least."""
+    for rows in result.rows.values():
+        for row in rows:
+            flat = row.ravel()
+            if not math.isfinite(flat.dot(flat)):
+                raise Internal(f"The model {model.alias} gave a value that is no number. Tell the operator; other inputs may do.")
 
 
 def _multi_vector_bytes(readings: Readings, wanted: Wanted, model: Model) -> int:
@@ -128,14 +139,19 @@ def _check_size(answer_bytes: int) -> None:
         )
 
 
-def _provenance(model: Model, prompt: str, *, normalized: bool) -> options_pb2.Provenance:
+def _told_prompt(request: embed_pb2.EmbedRequest, prompt: str) -> str:
+    """Return the prompt that was put before texts; before ids none is."""
+    return prompt if prompt and any(item.HasField("text") for item in request.inputs) else ""
+
+
+def _provenance(model: Model, prompt: str, wanted: Wanted) -> options_pb2.Provenance:
     return options_pb2.Provenance(
         revision=model.revision,
         prompt=prompt,
         precision=precision_of(model),
         provider=model.session.provider,
         pooling=pooling_name(model),
-        normalized=normalized,
+        normalized=wanted.normalize if DENSE in wanted.outputs else None,
     )
 
 

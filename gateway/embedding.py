@@ -151,7 +151,7 @@ def _complete(answer: embed_pb2.EmbedResponse, work: EmbedWork, prompt: str, tok
     if len(answer.embeddings) != len(work.contents):
         raise Internal(f"A worker answered {len(answer.embeddings)} embeddings to {len(work.contents)} inputs.")
     answer.model = work.model
-    answer.provenance.prompt = prompt
+    answer.provenance.prompt = prompt if any(type(content) is str for content in work.contents) else ""
     for position, cut in tokens.cut.items():
         answer.embeddings[position].usage.tokens_cut = cut
     answer.usage.tokens_cut = sum(tokens.cut.values())

@@ -59,6 +59,8 @@ async def test_prompts_are_put_before_texts_and_told(open_door: Callable[..., An
             answer = await door.embed.Embed(request("cat", **fields))
             assert answer.provenance.prompt == prompt
             assert list(worker.received[-1].inputs[0].token_ids.ids) == ids
+        of_ids = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(token_ids=options_pb2.TokenIds(ids=[7]))])
+        assert not (await door.embed.Embed(of_ids)).provenance.prompt
         for fields in ({"prompt": "x", "role": options_pb2.QUERY}, {"prompt": "x", "prompt_name": "query"}, {"prompt": "a\0"}):
             assert (await refused(door.embed.Embed(request("cat", **fields)))).param == "prompt"
         failure = await refused(door.embed.Embed(request("cat", prompt_name="query", role=options_pb2.QUERY)))

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from quadrate.testing.model_folder import tiny_config, tiny_weights
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 from quadrate.v1.options_pb2 import DENSE, MULTI_VECTOR, SPARSE
 from quadrate.vectors import DTYPES, convert
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEXTS = ("the cat sat on the mat", "hello", "cat cat dog cat")
+DOG = 8
+"""The id of that word."""
 ALL = [DENSE, SPARSE, MULTI_VECTOR]
 
 
@@ -103,6 +106,30 @@ async def test_dimensions_cut_the_dense_vector_alone(heads: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await made.embed.Embed(request("cat", model="three", outputs=[SPARSE], dimensions=16))
     assert reason(caught.value) == ("INVALID_VALUE", "dimensions")
+
+
+async def test_provenance_speaks_of_dense_vectors_where_there_are_any(heads: Path) -> None:
+    """Whether they have length one says nothing of sparse vectors."""
+    async with running("embed", heads, "three") as made:
+        dense = (await made.embed.Embed(request("cat", model="three"))).provenance
+        lexical = (await made.embed.Embed(request("cat", model="three", outputs=[SPARSE]))).provenance
+    assert dense.normalized
+    assert not lexical.HasField("normalized")
+
+
+@pytest.mark.parametrize("output", [DENSE, SPARSE, MULTI_VECTOR])
+async def test_what_is_no_number_is_never_answered(tmp_path: Path, output: int) -> None:
+    """In whatever form it was asked for; what else the model reads is answered."""
+    weights = tiny_weights(tiny_config())
+    weights["embeddings.word_embeddings.weight"][DOG] = np.nan
+    folder = write_bge_m3(tmp_path / "three", weights=weights)
+    cards = {"three": {"served_name": "tests/three", "task": "embed", "source": {"type": "folder", "path": str(folder)}}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": cards}))
+    async with running("embed", tmp_path / "models.yaml", "three") as made:
+        assert (await made.embed.Embed(request("cat", model="three", outputs=[output]))).embeddings
+        with pytest.raises(grpc.aio.AioRpcError, match="no number") as caught:
+            await made.embed.Embed(request("dog", model="three", outputs=[output]))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
 async def test_splade_gives_sparse_vectors_alone(heads: Path) -> None:

@@ -68,6 +68,14 @@ async def test_token_ids_and_the_served_name_say_the_same(catalogue: Path) -> No
     np.testing.assert_allclose(vectors(by_ids), vectors(by_text), atol=1e-6)
 
 
+async def test_no_prompt_is_told_of_ids(catalogue: Path) -> None:
+    """None is put before them."""
+    item = options_pb2.Input(token_ids=options_pb2.TokenIds(ids=[7]))
+    async with running("embed", catalogue, "prompted") as made:
+        answer = await made.embed.Embed(embed_pb2.EmbedRequest(model="prompted", inputs=[item], role=options_pb2.QUERY))
+    assert not answer.provenance.prompt
+
+
 async def test_prompts_are_chosen_by_role_by_name_or_given(catalogue: Path) -> None:
     """A role, a prompt's name and the prompt itself come to the same vector, and the answer names what was put before the text."""
     async with running("embed", catalogue, "prompted") as made:
