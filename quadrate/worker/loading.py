@@ -180,6 +180,7 @@ class Loader:
                 load.done.set()
 
     def _fail(self, load: Load, reason: str, *, is_misconfigured: bool) -> None:
+        reason = reason.removeprefix(f"{load.alias}: ")  # as the store begins its sentences
         log.error("model cannot be served", model=load.alias, reason=reason)
         load.is_misconfigured = is_misconfigured
         load.error = LoadFailed(f"{load.alias} was not loaded: {reason}", param="model")
