@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from quadrate.client import requests
@@ -78,8 +79,8 @@ class AsyncClient:
     ) -> Embeddings:
         """Embed one text or a list of any length; the rows of the answer stand in the order of the texts.
 
-        A long list goes out as several requests, several at once. It is answered whole or the first failure is raised, with places told
-        in terms of the whole list.
+        A long list goes out as several requests, several at once; one that is refused as too large goes out again as two halves. It is
+        answered whole or the first failure is raised, with places told in terms of the whole list.
 
         Args:
             texts: Texts, or lists of token ids of the model's own tokenizer without special tokens.
@@ -102,16 +103,19 @@ class AsyncClient:
         options = requests.EmbedOptions(model, **choices)
         deadline = self._deadline(timeout_seconds)
 
-        async def one(part: tuple[int, Sequence[Text]]) -> embed_pb2.EmbedResponse:
+        async def one(part: tuple[int, Sequence[Text]]) -> list[embed_pb2.EmbedResponse]:
             start, some = part
             try:
-                return await self._connection.call(_embed, options.request(requests.inputs(some)), deadline)  # type: ignore[no-any-return]
+                return [await self._connection.call(_embed, options.request(requests.inputs(some)), deadline)]
             except QuadrateError as error:
-                raise requests.moved(error, start) from None
+                if len(some) == 1 or error.code not in requests.TOO_LARGE:
+                    raise requests.moved(error, start) from None
+            half = len(some) // 2
+            return [*await one((start, some[:half])), *await one((start + half, some[half:]))]
 
         parts = requests.parts(requests.as_list(texts), self._texts_per_request)
         answers = await _at_once(one, parts, self._requests_in_flight)
-        return Embeddings.of(answers, requests.dtype(options.value_type))
+        return Embeddings.of(list(chain.from_iterable(answers)), requests.dtype(options.value_type))
 
     async def embed_stream(
         self,

@@ -27,6 +27,8 @@ Truncation = Literal["none", "left", "right"]
 
 MAX_CHARACTERS = 1 << 20
 """Characters in one request, unless a single text has more: at most 4 MiB of UTF-8, half of what the edge lets through."""
+TOO_LARGE = frozenset({"answer_too_large", "too_many_tokens"})
+"""Codes of refusals that fewer texts in a request do not meet: multi-vectors, and texts of many thousand tokens, add up."""
 
 _ROLES: dict[str | None, options_pb2.Role] = {
     None: options_pb2.ROLE_UNSPECIFIED,

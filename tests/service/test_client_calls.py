@@ -198,6 +198,19 @@ async def test_a_long_list_is_split_and_keeps_its_order(mesh: Mesh, client: Asyn
     assert set(mesh.keys) == {"Bearer k1"}
 
 
+@pytest.mark.parametrize("code", ["answer_too_large", "too_many_tokens"])
+async def test_requests_that_are_too_large_are_halved(mesh: Mesh, client: AsyncClient, code: str) -> None:
+    """Until they fit; one text that is too large alone is refused by its place in the whole list."""
+    mesh.failures = [InvalidArgument("Too large.", param="inputs", code=code)] * 2
+    answer = await client.embed(["x" * size for size in range(1, 5)], model="minilm")
+    assert answer.vectors[:, 0].tolist() == [1, 2, 3, 4]
+    assert [len(request.inputs) for request in mesh.embedded] == [4, 2, 1, 1, 2]
+    mesh.failures = [InvalidArgument("inputs[0] is too large.", param="inputs[0]", code=code)] * 3
+    with pytest.raises(InvalidArgument, match=r"inputs\[0\] is too large") as caught:
+        await client.embed(["a", "b", "c", "d"], model="minilm")
+    assert caught.value.code == code
+
+
 async def test_options_travel(mesh: Mesh, client: AsyncClient) -> None:
     """Each argument lands in its field; what was not said stays unset."""
     await client.embed("q", model="m", prompt="", truncation="left", dimensions=128, normalize=False)
