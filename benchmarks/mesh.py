@@ -1,6 +1,7 @@
 """The numbers of the whole mesh: throughput over REST, what it adds to an idle request, its own ceiling, start and memory.
 
-    python benchmarks/mesh.py rest      the mesh over REST against its engine in process, in turn; 1 and 32 texts a request, 32 connections
+    python benchmarks/mesh.py rest      the mesh over REST against its engine in process, in turn; 1 and 32 texts a request, 32 connections;
+                                        with --precision fast or small, both in that class
     python benchmarks/mesh.py idle      one request at a time: through Envoy and gateway, against the worker alone
     python benchmarks/mesh.py null      requests a second when the model's run alone is replaced; everything else stays on, and with
                                         --traces RATIO that share of requests is sent as traces to a collector on this machine
@@ -71,10 +72,12 @@ class Mesh:
     """A mesh started as a user starts it, for the length of a `with` block.
 
     Args:
+        flags: More flags of `quadrate up`.
         environment: More environment, for example EMBED_SESSION=null.
     """
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, *flags: str, **environment: str) -> None:
+        self._flags = flags
         self.port = 8085
         self.worker_port = 7997
         self._environment = {**os.environ, "LOG_LEVEL": "INFO", **environment}
@@ -82,7 +85,10 @@ class Mesh:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [*QUADRATE, "up", "--port", str(self.port)], env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [*QUADRATE, "up", "--port", str(self.port), *self._flags],
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         try:
             self._wait_until_ready()
@@ -190,14 +196,14 @@ def rest(options: argparse.Namespace) -> dict[str, Any]:
         latencies[str(size)].append(found)
         return found.requests_per_second * size
 
-    with Mesh():
+    with Mesh("--precision", options.precision):
         over_rest(1, one)
         latencies["1"].clear()
         figures = compare(
             options.rounds,
             {
                 "engine in process, texts/s": lambda: engine.texts_per_second_of_engine(
-                    texts, seconds=options.seconds, callers=CONNECTIONS
+                    texts, seconds=options.seconds, callers=CONNECTIONS, precision=options.precision
                 ),
                 "mesh, 1 text a request, texts/s": lambda: over_rest(1, one),
                 "mesh, 32 texts a request, texts/s": lambda: over_rest(32, many),
@@ -408,6 +414,7 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--rounds", type=int, default=3, help="how often each measure is taken")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of one measure under load")
+    parser.add_argument("--precision", choices=("exact", "fast", "small"), default="exact", help="rest: class of arithmetic")
     parser.add_argument("--traces", type=float, metavar="RATIO", help="null: send this share of requests as traces")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the memory test")
     parser.add_argument("--json", type=Path, help="write the result here, too")

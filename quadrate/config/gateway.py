@@ -51,8 +51,8 @@ class GatewaySettings(BaseSettings):
     max_documents: int = pydantic.Field(default=50, gt=0, validation_alias="RERANK_MAX_DOCUMENTS")
     """The most documents of one rerank request. Set it alike for gateway and rerank worker."""
     max_document_characters: int = pydantic.Field(default=4096, gt=0, validation_alias="RERANK_MAX_DOCUMENT_LENGTH")
-    """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively unless
-    truncation was asked for. Set it alike for gateway and rerank worker."""
+    """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
+    unless truncation was asked for. Set it alike for gateway and rerank worker."""
     allow_disabled_models: bool = False
     """Whether the list of models names disabled ones, too. They cannot be called either way."""
     metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()
