@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quadrate.errors import ConfigError
@@ -42,18 +43,21 @@ class JsonFile:
     def number(self, key: str, default: float = _NOT_GIVEN) -> float:
         """Return a number. Raises ConfigError if it is none, or missing without a default."""
         value = self._value(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not is_number(value):
             raise ConfigError(f"{self.path}: {key} is {value!r}, not a number; fetch the model again.")
         return float(value)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        """Return true or false."""
-        return bool(self.data.get(key, default))
+        """Return true or false; null counts as missing. Raises ConfigError for anything else."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.path}: {key} is {value!r}, not true or false; fetch the model again.")
+        return value
 
     def choice(self, key: str, choices: Mapping[str, ChoiceT], default: str = _NOT_GIVEN) -> ChoiceT:
         """Return what a word stands for. Raises ConfigError for a word that is not among the choices."""
         value = self._value(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{self.path}: {key} is {value!r}; this version serves {', '.join(map(repr, choices))}.")
         return choices[value]
 
@@ -74,6 +78,11 @@ class JsonFile:
         return value
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number that one can count with: Python reads NaN and Infinity, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def _load(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
@@ -83,7 +92,7 @@ def _load(path: Path, *, required: bool) -> dict[str, Any]:
                 f"{path.parent}: no {path.name}; a model folder needs it. Fetch the model again, or name another folder."
             ) from None
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON; fetch the model again.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is no JSON object; fetch the model again.")

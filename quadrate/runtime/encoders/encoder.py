@@ -93,7 +93,11 @@ def _family(encoder: Encoder) -> str:
     return type(encoder).__name__
 
 
+MOST_LAYERS = 1_000
+"""Far more than any encoder has: what is above is a damaged number, and would be written out layer by layer."""
+
+
 def check_heads(config: JsonFile, width: int, heads: int, layers: int) -> None:
     """Raise ConfigError for sizes that make no encoder."""
-    if heads < 1 or layers < 1 or width % heads:
+    if heads < 1 or not 1 <= layers <= MOST_LAYERS or width < 1 or width % heads:
         raise ConfigError(f"{config.path}: {width} values cannot be split among {heads} heads of {layers} layers; fetch the model again.")

@@ -115,8 +115,10 @@ class ModernBert(Encoder):
 def _kinds(config: JsonFile, count: int) -> tuple[Kind, ...]:
     """Return each layer's kind: newer files list them, older ones say that one in so many sees all."""
     every = config.integer("global_attn_every_n_layers", 3)
+    if every < 1:
+        raise ConfigError(f"{config.path}: global_attn_every_n_layers is {every}; it must be 1 or more.")
     found = config.data.get("layer_types") or ["sliding_attention" if layer % every else "full_attention" for layer in range(count)]
-    if len(found) != count or not set(found) <= {"full_attention", "sliding_attention"}:
+    if not isinstance(found, list) or len(found) != count or any(kind not in ("full_attention", "sliding_attention") for kind in found):
         raise ConfigError(f"{config.path}: layer_types is {found!r}; {count} of 'full_attention' and 'sliding_attention' are served.")
     return cast("tuple[Kind, ...]", tuple(found))
 

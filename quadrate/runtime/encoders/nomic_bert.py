@@ -92,9 +92,12 @@ class NomicBert(Encoder):
         if "rotary_scaling_factor" in config:
             # Beyond the positions it was trained with, all angles would depend on the length of the text.
             positions = min(positions, config.integer("max_trained_positions", 2048))
-        turned = round(width // max(heads, 1) * config.number("rotary_emb_fraction", 0.0))
-        if turned < 1:
-            raise ConfigError(f"{config.path}: rotary_emb_fraction leaves nothing to turn; this version serves rotary positions alone.")
+        head = width // max(heads, 1)
+        turned = round(head * config.number("rotary_emb_fraction", 0.0))
+        if not 2 <= turned <= head or turned % 2:  # noqa: PLR2004 - values are turned in pairs
+            raise ConfigError(
+                f"{config.path}: rotary_emb_fraction has {turned} of {head} values turned; served are pairs of them, at least one."
+            )
         base, interleaved = config.number("rotary_emb_base", 10_000.0), config.flag("rotary_emb_interleaved")
         return cls(
             width=width,

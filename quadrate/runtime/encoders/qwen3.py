@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from quadrate.errors import ConfigError
 from quadrate.runtime.encoders import rotation
-from quadrate.runtime.encoders.encoder import Encoder
+from quadrate.runtime.encoders.encoder import Encoder, check_heads
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.attention import Heads, attend
 from quadrate.runtime.graphs.rope import turn
@@ -52,11 +52,16 @@ class Qwen3(Encoder):
         """See Encoder."""
         config.refuse_unless("attention_bias", False)
         config.refuse_unless("use_sliding_window", False)
+        config.refuse_unless("is_causal", True)
         heads, positions = config.integer("num_attention_heads"), config.integer("max_position_embeddings")
+        layer_count = config.integer("num_hidden_layers")
+        # Heads may be wider together than a state: they do not divide it.
+        check_heads(config, heads, heads, layer_count)
+        config.refuse_unless("layer_types", ["full_attention"] * layer_count)
         head_width = config.integer("head_dim", 128)
         encoder = cls(
             width=config.integer("hidden_size"),
-            layers=config.integer("num_hidden_layers"),
+            layers=layer_count,
             heads=heads,
             inner_width=config.integer("intermediate_size"),
             vocabulary_size=config.integer("vocab_size"),
@@ -67,7 +72,7 @@ class Qwen3(Encoder):
             activation=config.choice("hidden_act", layers.ACTIVATIONS, "silu"),
             epsilon=config.number("rms_norm_eps", 1e-6),
         )
-        if heads % encoder.shared_heads or head_width % 2:
+        if encoder.shared_heads < 1 or heads % encoder.shared_heads:
             raise ConfigError(
                 f"{config.path}: {heads} heads of {head_width} values cannot share {encoder.shared_heads} keys; fetch the model again."
             )
@@ -94,8 +99,11 @@ class Qwen3(Encoder):
 
 
 def _rope(config: JsonFile, width: int, positions: int) -> Rope:
-    """Read how positions turn values: newer files say it in rope_parameters, older ones in rope_theta and rope_scaling."""
-    said = config.data.get("rope_parameters") or config.data.get("rope_scaling")
+    """Read how positions turn values: newer files say it in rope_parameters, older ones in rope_theta and rope_scaling.
+
+    Of both, rope_scaling counts, as in transformers.
+    """
+    said = config.data.get("rope_scaling") or config.data.get("rope_parameters")
     return rotation.read(config, said, width=width, positions=positions, base=config.number("rope_theta", _BASE))
 
 

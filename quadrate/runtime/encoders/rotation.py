@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from quadrate.errors import ConfigError
 from quadrate.runtime.graphs.rope import Rope
+from quadrate.runtime.jsonfile import is_number
 
 if TYPE_CHECKING:
     from quadrate.runtime.jsonfile import JsonFile
@@ -23,6 +24,9 @@ def read(config: JsonFile, said: Any, *, width: int, positions: int, base: float
 
     Raises ConfigError for a way of scaling that is not served.
     """
+    if width < 2 or width % 2:  # noqa: PLR2004 - values are turned in pairs
+        raise ConfigError(f"{config.path}: {width} values of a head cannot be turned in pairs; fetch the model again.")
+    config.refuse_unless("partial_rotary_factor", 1)
     found = said or {}
     if not isinstance(found, dict):
         raise ConfigError(f"{config.path}: rope_parameters is no JSON object; fetch the model again.")
@@ -31,5 +35,13 @@ def read(config: JsonFile, said: Any, *, width: int, positions: int, base: float
         raise ConfigError(f"{config.path}: rope_type is {kind!r}; this version serves 'default', 'linear'.")
     if found.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ConfigError(f"{config.path}: partial_rotary_factor is {found['partial_rotary_factor']!r}; this version serves 1.")
-    stretch = float(found.get("factor", 1.0)) if kind == "linear" else 1.0
-    return Rope(width=width, base=float(found.get("rope_theta") or base), positions=positions, stretch=stretch)
+    stretch = _positive(config, "factor", found.get("factor")) if kind == "linear" else 1.0
+    given = found.get("rope_theta")
+    theta = _positive(config, "rope_theta", base if given is None else given)
+    return Rope(width=width, base=theta, positions=positions, stretch=stretch)
+
+
+def _positive(config: JsonFile, key: str, value: Any) -> float:
+    if not is_number(value) or value <= 0:
+        raise ConfigError(f"{config.path}: {key} is {value!r}, not a number above 0; fetch the model again.")
+    return float(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from quadrate.errors import ConfigError
-from quadrate.runtime.encoders.encoder import Encoder
+from quadrate.runtime.encoders.encoder import Encoder, check_heads
 from quadrate.runtime.graphs import layers
 from quadrate.runtime.graphs.attention import Heads, attend
 from quadrate.runtime.graphs.sight import Relative, Sight
@@ -63,7 +63,8 @@ class T5(Encoder):
     @classmethod
     def read(cls, config: JsonFile) -> Self:
         """See Encoder."""
-        activation, gated = config.choice("feed_forward_proj", _FEED_FORWARDS, "relu")
+        missing = "gated-gelu" if config.data.get("model_type") == "mt5" else "relu"
+        activation, gated = config.choice("feed_forward_proj", _FEED_FORWARDS, missing)
         encoder = cls(
             width=config.integer("d_model"),
             layers=config.integer("num_layers"),
@@ -78,6 +79,8 @@ class T5(Encoder):
             gated=gated,
             epsilon=config.number("layer_norm_epsilon", 1e-6),
         )
+        # Heads may be wider together than a state: they do not divide it.
+        check_heads(config, encoder.heads, encoder.heads, encoder.layers)
         if encoder.buckets < 4 or encoder.max_distance <= encoder.buckets // 4:  # noqa: PLR2004 - two directions, near and far in each
             raise ConfigError(
                 f"{config.path}: {encoder.buckets} buckets for distances up to {encoder.max_distance}; fetch the model again."

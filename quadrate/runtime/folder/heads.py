@@ -78,15 +78,27 @@ def activation_of(path: Path, card: ModelCard) -> Activation:
     found = found or config.get("sbert_ce_default_activation_function")
     if found is None:
         return "sigmoid"
-    if found not in _ACTIVATIONS:
+    if not isinstance(found, str) or found not in _ACTIVATIONS:
         raise ConfigError(
             f"{path}: its activation is {found!r}; this version serves {', '.join(_ACTIVATIONS)}. Set activation in its card."
         )
     return _ACTIVATIONS[found]
 
 
-def answers_of(path: Path, card: ModelCard, modules: Modules) -> tuple[int, int]:
-    """Return the ids of yes and no: of the card's words, or of the LogitScore module. Raises ConfigError if there are none."""
+def answers_of(path: Path, card: ModelCard, modules: Modules, vocabulary_size: int) -> tuple[int, int]:
+    """Return the ids of yes and no: of the card's words, or of the LogitScore module.
+
+    Raises ConfigError if there are none, or if one is no row of the vocabulary.
+    """
+    found = _answers(path, card, modules)
+    if found[0] == found[1] or not all(0 <= token < vocabulary_size for token in found):
+        raise ConfigError(
+            f"{path}: the two words that are compared have the ids {found}; they must differ, and be below {vocabulary_size}."
+        )
+    return found
+
+
+def _answers(path: Path, card: ModelCard, modules: Modules) -> tuple[int, int]:
     if card.answers is not None:
         return tokens.word_id(path, card.answers.yes), tokens.word_id(path, card.answers.no)
     folder = modules.folder("LogitScore")

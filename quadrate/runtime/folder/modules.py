@@ -96,7 +96,7 @@ class Modules:
             return []
         try:
             entries = json.loads(self._file.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self._file}: cannot be read; fetch the model again.") from error
         if not isinstance(entries, list):
             raise ConfigError(f"{self._file}: is no list; fetch the model again.")
@@ -143,6 +143,8 @@ class Modules:
 def _pooling(config: JsonFile) -> Pooling:
     """Read the flags of older folders, or the one word of newer ones."""
     mode = config.data.get("pooling_mode")
+    if isinstance(mode, list) and len(mode) == 1:
+        config.data["pooling_mode"] = mode[0]  # several would be laid side by side; one may stand in a list, too
     if mode is not None:
         return config.choice("pooling_mode", _POOLING_MODES)
     on = sorted(key for key, value in config.data.items() if key.startswith("pooling_mode_") and value is True)

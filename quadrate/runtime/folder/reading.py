@@ -48,6 +48,7 @@ def read(path: Path, card: ModelCard) -> Facts:
     """
     architecture, encoder = _encoder(path, card)
     modules = Modules(path)
+    tokens.check_texts(path, card)
     head = heads.head_of(path, card, modules)
     heads.check_outputs(path, card, head)
     texts, default = prompts(path, card)
@@ -65,7 +66,7 @@ def read(path: Path, card: ModelCard) -> Facts:
         prompts=texts,
         default_prompt_name=default,
         labels=heads.labels_of(path) if head == "classification" else 1,
-        answers=heads.answers_of(path, card, modules) if head == "yes_no" else None,
+        answers=heads.answers_of(path, card, modules, encoder.vocabulary_size) if head == "yes_no" else None,
         saturations=modules.saturations if head == "splade" and modules else 1,
         after_pooling=(*modules.after_pooling, *([LayerNorm("")] if card.layer_norm else [])),
         pair=scoring.pair,
@@ -116,6 +117,8 @@ def _refuse_other_code(config: JsonFile, family: str) -> None:
     if config.data.get("auto_map") and family not in _OWN_CODE:
         raise ConfigError(f"{config.path}: auto_map says that the model needs code of its own; this version runs none.")
     named = config.data.get("architectures") or []
+    if not isinstance(named, list):
+        raise ConfigError(f"{config.path}: architectures is {named!r}, not a list; fetch the model again.")
     served = [_CLASSES[family] + head for head in _HEADS] if family in _CLASSES else named
     for name in named[:1]:
         if name not in served:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = 10**6
 """Tokenizers without a limit of their own write a huge number."""
+_STATES = ("last_hidden_state", "logits")
+"""What newer files call the values of a model that are worked on."""
 _MODULE_CONFIGS = tuple(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta"))
 """What sentence-transformers has called the file over the years."""
 
@@ -38,6 +40,26 @@ def module_config(path: Path) -> JsonFile:
         if key in said:
             raise ConfigError(f"{said.path}: {key} is {said.data[key]!r}; this version reads queries and documents alike.")
     return said
+
+
+def check_texts(path: Path, card: ModelCard) -> None:
+    """Raise ConfigError where newer files of sentence-transformers say that texts are read, or states taken, in a way that is not served.
+
+    A card with a template of pairs says itself how they are read.
+    """
+    said = module_config(path)
+    ways = said.data.get("modality_config")
+    text = ways.get("text") if isinstance(ways, dict) else None
+    served = [{"method": "forward", "method_output_name": name} for name in _STATES]
+    if ways and text not in served and card.pair is None:
+        raise ConfigError(
+            f"{said.path}: modality_config is {ways!r}; this version reads texts as they are, and takes {' or '.join(_STATES)}."
+        )
+    found = said.data.get("processing_kwargs")
+    changes = found if isinstance(found, dict) else {}
+    for part in ("common", "text"):
+        if changes.get(part):
+            raise ConfigError(f"{said.path}: processing_kwargs has {part} {changes[part]!r}; this version knows max_seq_length alone.")
 
 
 def max_tokens(path: Path, card: ModelCard, encoder: Encoder) -> int:
@@ -108,7 +130,7 @@ def _lowered(source: bytes, file: Path, said: JsonFile, *, asks: bool) -> bytes:
     try:
         parsed = json.loads(source)
         normalizer = parsed["normalizer"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file}: not a tokenizer.json; fetch the model again.") from error
     wants = said.data.get("do_lower_case")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer" and wants not in (None, normalizer.get("lowercase")):
