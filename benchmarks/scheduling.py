@@ -89,13 +89,15 @@ class Notes:
 
     def dropped(self, lane: Lane, reason: str, texts: int) -> None:
         """See Meter."""
-        raise RuntimeError(f"{texts} texts of {lane.name} were dropped: {reason}")
+        if reason != "cancelled":
+            raise SystemExit(f"{texts} texts of {lane.name} were dropped: {reason}")
 
 
 @asynccontextmanager
 async def open_engine(notes: Notes) -> AsyncIterator[Engine]:
     """Give the quick start's model as a worker runs it."""
-    scheduler = Scheduler(rules_of(EmbedSettings(), on_gpu=False), meter=notes, on_failure=lambda lane: sys.exit(lane.failed))
+    settings = EmbedSettings(queue_timeout_ms=120_000.0)  # nothing is refused while other work disturbs the machine
+    scheduler = Scheduler(rules_of(settings, on_gpu=False), meter=notes, on_failure=lambda lane: sys.exit(lane.failed))
     try:
         found = Engine(load_model(), scheduler)
         await found.prove()

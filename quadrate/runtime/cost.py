@@ -80,7 +80,7 @@ class CostModel:
         operations = self._shape.operations(lengths)
         size, seconds = math.frexp(operations)[1], max(seconds, _LEAST_SECONDS)
         with self._lock:
-            if size in (self._wide if wide else self._sizes):
+            if self._wide if wide else self._sizes:
                 seconds = min(seconds, _OUTLIER * self.seconds(lengths, wide=wide))
             if wide:
                 ratio = seconds / self._narrow(operations)

@@ -246,9 +246,10 @@ class Scheduler:
             due = job.deadline
         free = FREE_RUNS * share(self._rules.limits.tokens) if len(readings) > 1 else math.inf
         taken, texts = 0.0, []
+        shares: dict[int, float] = {}
         for place, reading in enumerate(readings):
             tokens, key = len(reading), (outputs, reading.second, reading.ids.tobytes())
-            seconds = share(tokens)
+            seconds = shares.get(tokens) or shares.setdefault(tokens, share(tokens))
             first = flying.get(key) or new.get(key)
             counted = first is None or (first.job.over and not first.out)
             if counted:
