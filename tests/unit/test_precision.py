@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -236,6 +237,20 @@ def test_openvino_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
         assert min(float(one @ other) for one, other in zip(exact["unit"], found["unit"], strict=True)) > 0.999
         assert [row.shape for row in found["pooled"]] == [row.shape for row in exact["pooled"]]
     session.close()
+
+
+def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While runs of long texts hold all that they may, runs of short ones are answered."""
+    openvino = pytest.importorskip("quadrate.runtime.sessions.openvino", reason="the extra openvino is not installed")
+    monkeypatch.setattr(openvino, "LONG_TOKENS", 20)
+    session = openvino.OpenVinoSession(tiny_graph(tmp_path, "float32", "openvino"), threads=2)
+    short, long = [Reading.of(np.full(length, 5, np.int32)) for length in (7, 30)]
+    with ThreadPoolExecutor(1) as threads:
+        with session._long:
+            waiting = threads.submit(session.run, [long], ["unit"], wide=False)
+            assert len(session.run([short], ["unit"], wide=False)["unit"]) == 1
+            assert not waiting.done()
+        assert len(waiting.result()["unit"]) == 1
 
 
 def test_bound_runs_give_what_plain_ones_give(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 import queue
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ KERNELS = 256
 """So many kernels are kept. With OpenVINO's own 5,000, free lengths fill a gigabyte within minutes."""
 KEPT_TOKENS = 2048
 """What a run of more needs is given back behind it."""
+LONG_TOKENS = 1024
+"""A run of more goes where lone requests go, so that short ones never wait for its end."""
 WARM_TOKENS = 8
 TWO_MODELS_BYTES = 2**28
 """The most weights that are packed twice, as for a lone request over all cores."""
@@ -54,18 +57,23 @@ class OpenVinoSession:
         try:
             core = openvino.Core()
             model = _read(core, graph.proto, self._weights.arrays)
-            # Twice as many as there are cores: runs of long texts go on beside those of short ones, at a lower priority.
-            self._narrow = _Requests(_compile(core, model, streams=2 * threads, threads=2 * threads), 2 * threads)
+            self._narrow = _Requests(_compile(core, model, streams=threads, threads=threads), threads)
             two = threads > 1 and graph.weight_bytes <= TWO_MODELS_BYTES
             self._wide = _Requests(_compile(core, model, streams=1, threads=threads), 1) if two else self._narrow
         except RuntimeError as error:
             raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
+        # OpenVINO has no more streams than cores. Long texts must leave one to short ones, where they have no model of their own.
+        self._long = threading.Semaphore(1 if two else max(1, threads - 1))
         self._warm()
 
     def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs, STEPS)
-        results = (self._wide if wide else self._narrow).run(feeds, outputs)
+        if layout.tokens > LONG_TOKENS:
+            with self._long:
+                results = self._wide.run(feeds, outputs)
+        else:
+            results = (self._wide if wide else self._narrow).run(feeds, outputs)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
 
     def _warm(self) -> None:
