@@ -5,9 +5,9 @@
 saves up turns.
 
 *Inside a tenant*: what its requests' shares have come to, the earliest due first; then the rest, as their shares will come. Each request
-has a share of the tenant's virtual time, of which its first runs are free. A text is due by its caller's deadline, and no later than
-the queue's timeout after it came: so requests that are in no hurry go in order of arrival, and nobody is kept waiting for ever by those in
-a hurry.
+has a share of the tenant's virtual time, of which its first runs are free. A text is due by its caller's deadline, and no later than the
+queue's timeout after its share came: so requests that are in no hurry go in order of arrival, and nobody is kept waiting for ever by
+those in a hurry.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class _Queue:
 
     def wanted(self, now: float, is_late: IsLate) -> Iterator[Text]:
         """Give the texts in order, passing by those that are not wanted any more."""
-        self._promote()
+        self._promote(now)
         self._looked_at = [0, 0]
         for number, texts in enumerate((self._ready, self._later)):
             for text in texts:
@@ -200,10 +200,13 @@ class _Queue:
                     continue
                 yield text
 
-    def _promote(self) -> None:
-        """Let those join the ready whose share has come."""
+    def _promote(self, now: float) -> None:
+        """Let those join the ready whose share has come: they are due as if they had come now, or by their caller's deadline."""
         if self._later and self._later[0].start <= self.tenant.clock:
             split = bisect.bisect_right(self._later, self.tenant.clock, key=_start)
+            for text in self._later[:split]:
+                due = text.due + now - text.job.submitted
+                text.due = due if text.job.deadline is None else min(due, text.job.deadline)
             _insert(self._ready, sorted(self._later[:split], key=_due), _due)
             del self._later[:split]
 

@@ -207,6 +207,23 @@ async def test_a_single_text_passes_between_those_of_a_large_request() -> None:
         assert len(made.session.runs) > 90
 
 
+async def test_a_single_text_waits_for_no_more_than_the_free_runs_of_large_requests() -> None:
+    """A single text behind many large requests waits for the runs of each that start at once, and not for those whose share comes later."""
+    async with bench() as made:
+        first = await made.busy()
+        many = [made.run(1000 * number, count=100, tokens=30) for number in range(1, 9)]
+        await asyncio.sleep(0)
+        made.clock.now += 1
+        single = made.run(7, tokens=30)
+        await asyncio.sleep(0)
+        made.clock.step = 0.001  # what comes into its share from now on comes after the single text
+        made.session.gate.set()
+        await asyncio.gather(first, single, *many)
+        place = next(place for place, (texts, _) in enumerate(made.session.runs) if 7 in texts)
+        assert place <= 8 * 4 + 8
+        assert len(made.session.runs) > 300
+
+
 async def test_two_large_requests_take_turns() -> None:
     """Two large requests take turns."""
     async with bench() as made:
