@@ -70,7 +70,7 @@ class Embedding:
 
     async def _tokenize(self, work: EmbedWork, facts: Facts, prompt: str) -> Tokens:
         started = time.perf_counter()
-        truncation = truncation_for(facts.card, work.reading.truncation)
+        truncation = truncation_for(work.reading.truncation, facts.card.truncation)
         limit = _content_limit(work, facts.tokenizer)
         found = await tokenize(work.contents, prompt, facts.tokenizer, truncation=truncation, name=work.name)
         tokens = fit(found, work.contents, facts.tokenizer, truncation=truncation, name=work.name, prompt=prompt, limit=limit)
@@ -81,8 +81,6 @@ class Embedding:
 
 def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
     """Return the form of the answer; None for whole dense vectors as the card has them. Raises InvalidArgument."""
-    if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.reading.truncation):
-        raise InvalidArgument(f"truncation {work.reading.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
     outputs = card.outputs or (options_pb2.DENSE,)  # a card that names none is of a server that knows no others
     if work.is_plain and options_pb2.DENSE in outputs:
         return None
@@ -151,7 +149,7 @@ def _complete(answer: embed_pb2.EmbedResponse, work: EmbedWork, prompt: str, tok
     if len(answer.embeddings) != len(work.contents):
         raise Internal(f"A worker answered {len(answer.embeddings)} embeddings to {len(work.contents)} inputs.")
     answer.model = work.model
-    answer.provenance.prompt = prompt if any(type(content) is str for content in work.contents) else ""
+    answer.provenance.prompt = prompt if prompt and any(type(content) is str for content in work.contents) else ""
     for position, cut in tokens.cut.items():
         answer.embeddings[position].usage.tokens_cut = cut
     answer.usage.tokens_cut = sum(tokens.cut.values())

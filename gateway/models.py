@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize
+from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, truncation_for
 from gateway.work import check_contents
 from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
@@ -47,7 +47,7 @@ class Models:
             check_ids(work.contents, pool.facts, work.name)
             prompt = prompt_for(pool.facts.card, work.reading)
         with call.trace.stage("tokenise"):
-            truncation = work.reading.truncation or options_pb2.RIGHT
+            truncation = truncation_for(work.reading.truncation, options_pb2.RIGHT)
             found = await tokenize(work.contents, prompt, pool.tokenizer, truncation=truncation, name=work.name)
             tokens = fit(found, work.contents, pool.tokenizer, truncation=truncation, name=work.name, prompt=prompt)
             check_total(tokens.total, self._max_request_tokens, names=work.names)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import choose_prompt, of_another_tokenizer, unreadable
-from quadrate.v1.options_pb2 import LEFT, NONE
+from quadrate.v1.options_pb2 import LEFT, NONE, Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.work import Content, Name, Reading
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
+
+_TRUNCATIONS = frozenset(Truncation.values())
 
 
 @dataclass(slots=True)
@@ -49,9 +51,11 @@ def prompt_for(card: Model, reading: Reading) -> str:
     )
 
 
-def truncation_for(card: Model, asked: int) -> int:
-    """Return what happens to inputs that are too long: as the request says, else as the card says, else NONE."""
-    return asked or card.truncation or NONE
+def truncation_for(asked: int, default: int) -> int:
+    """Return what happens to inputs that are too long: what was asked for, else the default, else NONE. Raises InvalidArgument."""
+    if asked not in _TRUNCATIONS:
+        raise InvalidArgument(f"truncation {asked} is not known; use NONE, LEFT or RIGHT.", param="truncation")
+    return asked or default or NONE
 
 
 async def tokenize(contents: Sequence[Content], prompt: str, tokenizer: TextTokenizer, *, truncation: int, name: Name) -> list[list[int]]:

@@ -98,7 +98,7 @@ class Reranking:
 
     def _document_limits(self, work: RerankWork, card: Model) -> DocumentLimits:
         """Return how long documents may be. Asking for so many tokens of each is asking for a cut."""
-        asked = truncation_for(card, work.truncation)
+        asked = truncation_for(work.truncation, card.truncation)
         wants_cut = work.cut_documents or work.max_tokens_per_doc is not None
         limits = [limit for limit in (work.max_tokens_per_doc, self._limits.document_tokens) if limit is not None]
         return DocumentLimits(
@@ -122,8 +122,6 @@ def _check_top_n(work: RerankWork, pool: Pool) -> None:
 def _check_form(work: RerankWork) -> None:
     if work.max_tokens_per_doc is not None and work.max_tokens_per_doc < 1:
         raise InvalidArgument(f"max_tokens_per_doc is {work.max_tokens_per_doc}; ask for at least 1.", param="max_tokens_per_doc")
-    if not options_pb2.Truncation.DESCRIPTOR.values_by_number.get(work.truncation):
-        raise InvalidArgument(f"truncation {work.truncation} is not known; use NONE, LEFT or RIGHT.", param="truncation")
     if work.return_documents and any(type(document) is not str for document in work.documents):
         raise InvalidArgument(
             "return_documents cannot repeat documents that came as token ids. Send texts, or leave it out.", param="return_documents"

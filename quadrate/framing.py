@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 
+
+@lru_cache(maxsize=16_384)
 def varint(value: int) -> bytes:
-    """Return a number of at least 0 in groups of seven bits, lowest first."""
+    """Return a number of at least 0 in groups of seven bits, lowest first.
+
+    Tags, lengths and counts are the same few numbers over and over.
+    """
     groups = bytearray()
     while value >= 0x80:  # noqa: PLR2004 - more than seven bits
         groups.append(value & 0x7F | 0x80)

@@ -14,7 +14,7 @@ from quadrate.runtime.scoring import ACTIVATIONS, SCORINGS, activation_of, order
 from quadrate.v1 import options_pb2, rerank_pb2
 from quadrate.v1.options_pb2 import NONE, RIGHT
 from quadrate.worker.models import pooling_name, precision_of
-from quadrate.worker.reading import card_truncation, check_inputs, resolve_truncation
+from quadrate.worker.reading import card_truncation, check_inputs, given, resolve_truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quadrate.config.worker import RerankSettings
-    from quadrate.reranking import Ids, RerankTokens
+    from quadrate.reranking import RerankTokens
     from quadrate.runtime.engine import Model, Result
     from quadrate.server import Call
-    from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.rerank_pb2 import RerankRequest
     from quadrate.worker.catalogue import Catalogue
 
@@ -80,10 +79,10 @@ class RerankService:
         tokenizer = model.tokenizer
         is_text = not request.HasField("query_token_ids")
         question = Question(
-            query=request.query if is_text else _given(request.query_token_ids, tokenizer, "query_token_ids"),
+            query=request.query if is_text else given(request.query_token_ids, tokenizer, "query_token_ids"),
             query_name="query" if is_text else "query_token_ids",
             documents=[
-                item.text if item.HasField("text") else _given(item.token_ids, tokenizer, f"documents[{place}].token_ids")
+                item.text if item.HasField("text") else given(item.token_ids, tokenizer, f"documents[{place}].token_ids")
                 for place, item in enumerate(request.documents)
             ],
             name=lambda place: f"documents[{place}].{'text' if request.documents[place].HasField('text') else 'token_ids'}",
@@ -111,14 +110,6 @@ def _check_query(request: RerankRequest) -> None:
     if not request.query and not request.HasField("query_token_ids"):
         raise EmptyInput("query is empty. Send what to look for.", param="query")
     refuse_nul(request.query, param="query")
-
-
-def _given(token_ids: options_pb2.TokenIds, tokenizer: TextTokenizer, param: str) -> Ids:
-    """Return content ids that the model has; numpy looks at their range at once. Raises EmptyInput, InvalidArgument."""
-    ids = np.asarray(token_ids.ids, np.int32)
-    if not (ids.size and ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
-        tokenizer.check_ids(list(token_ids.ids), param=param)
-    return ids  # type: ignore[return-value]  # an array counts and slices as a sequence does
 
 
 def _answer(request: RerankRequest, model: Model, tokens: RerankTokens, scores: NDArray[np.float32]) -> rerank_pb2.RerankResponse:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from quadrate.runtime.engine import Model
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import TokenizeRequest
-    from quadrate.v1.options_pb2 import Input
+    from quadrate.v1.options_pb2 import Input, TokenIds
 
 _CARD_TRUNCATIONS: dict[str, Truncation] = {"none": NONE, "left": LEFT, "right": RIGHT}
+_TRUNCATIONS: dict[int, Truncation] = {truncation: truncation for truncation in _CARD_TRUNCATIONS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,11 @@ def card_truncation(model: Model) -> Truncation:
 
 def resolve_truncation(asked: int, default: Truncation) -> Truncation:
     """Return what happens to inputs that are too long. Raises InvalidArgument for a number that is no truncation."""
-    if asked not in Truncation.values():
+    if not asked:
+        return default
+    if asked not in _TRUNCATIONS:
         raise InvalidArgument(f"truncation {asked} is not known; use NONE, LEFT or RIGHT.", param="truncation")
-    return default if not asked else next(known for known in (NONE, LEFT, RIGHT) if known == asked)
+    return _TRUNCATIONS[asked]
 
 
 def resolve_prompt(model: Model, request: EmbedRequest | TokenizeRequest) -> str:
@@ -113,7 +116,7 @@ async def read(
     for place, item in enumerate(inputs):
         is_text = item.HasField("text")
         param = f"{names}[{place}].{'text' if is_text else 'token_ids'}"
-        ids: Sequence[int] = next(encoded) if is_text else _given(item, tokenizer, param)
+        ids: Sequence[int] = next(encoded) if is_text else given(item.token_ids, tokenizer, param)
         if not len(ids):
             raise unreadable(param)
         kept, cut = tokenizer.fit(ids, truncation, param=param, prompt_ids=prompt_ids if is_text else ())
@@ -122,9 +125,9 @@ async def read(
     return readings
 
 
-def _given(item: Input, tokenizer: TextTokenizer, param: str) -> Sequence[int]:
-    """Return an input's content ids; numpy looks at their range at once."""
-    ids = np.asarray(item.token_ids.ids, np.int32)
-    if not (ids.size and ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
-        tokenizer.check_ids(list(item.token_ids.ids), param=param)
+def given(token_ids: TokenIds, tokenizer: TextTokenizer, param: str) -> Sequence[int]:
+    """Return content ids that the model has, as int32. Raises EmptyInput, InvalidArgument."""
+    ids = np.asarray(token_ids.ids, np.int32)
+    if not ids.size or ids.view(np.uint32).max() >= tokenizer.vocabulary_size:  # what is below zero is large without its sign
+        tokenizer.check_ids(list(token_ids.ids), param=param)
     return ids  # type: ignore[return-value]  # an array counts and slices as a sequence does

@@ -259,6 +259,12 @@ async def test_tokenize_counts_what_embed_charges(door: Door, worker: FakeWorker
     assert len(worker.received) == 1
 
 
+async def test_tokenize_refuses_what_is_no_truncation(door: Door) -> None:
+    """As embed does."""
+    request = model_pb2.TokenizeRequest(model="fake", inputs=[options_pb2.Input(text="cat")], truncation=55)  # type: ignore[arg-type]
+    assert (await refused(door.models.Tokenize(request))).param == "truncation"
+
+
 async def test_the_tokenizer_is_handed_on(door: Door) -> None:
     """Byte for byte as the worker has it."""
     pieces = [piece.chunk async for piece in door.models.GetTokenizer(model_pb2.GetTokenizerRequest(model="fake"))]
