@@ -183,7 +183,7 @@ def test_what_is_no_archive_of_weights_is_refused_with_the_way_out(tmp_path: Pat
     assert "is a TorchScript program" in refusal()
     entry = checkpoints.tensor("FloatStorage", "0", 0, [3, 4], [4, 1])
     checkpoints.write(file, checkpoints.program({"weight": entry}), {"0": FOUR.tobytes()}, compression=zipfile.ZIP_DEFLATED)
-    assert "compressed numbers" in refusal()
+    assert "compressed members" in refusal()
     checkpoints.write(file, checkpoints.program({"weight": entry}), {})
     assert "not a whole torch file" in refusal()
     whole = checkpoints.save(file, {"weight": FOUR}).read_bytes()
@@ -199,5 +199,70 @@ def test_a_local_header_that_points_outside_is_refused(tmp_path: Path) -> None:
     whole = checkpoints.save(tmp_path / "pytorch_model.bin", {"weight": FOUR}).read_bytes()
     place = whole.index(b"archive/data/0") - 2
     (tmp_path / "pytorch_model.bin").write_bytes(whole[:place] + struct.pack("<H", 65535) + whole[place + 2 :])
+    with pytest.raises(ConfigError, match="not a whole torch file"):
+        Weights(tmp_path)
+
+
+def test_a_member_before_the_file_is_refused(tmp_path: Path) -> None:
+    """An archive whose end states a directory farther on puts a member before the file: its numbers would be whatever memory holds."""
+    file = tmp_path / "pytorch_model.bin"
+    entry = checkpoints.tensor("FloatStorage", "0", 0, [64, 16], [1, 64])
+    whole = checkpoints.write(file, checkpoints.program({"weight": entry}), {"0": bytes(4096)}).read_bytes()
+    end = whole.rindex(b"PK\x05\x06")
+    (directory,) = struct.unpack_from("<I", whole, end + 16)
+    shift = len(whole) + whole.index(b"archive/data/0") - whole.index(b"archive/version")
+    moved = bytearray(whole)
+    struct.pack_into("<I", moved, end + 16, directory + shift)
+    place = directory
+    while place < end:  # all other members stay where they are
+        (offset,) = struct.unpack_from("<I", whole, place + 42)
+        lengths = struct.unpack_from("<HHH", whole, place + 28)
+        if whole[place + 46 : place + 46 + lengths[0]] != b"archive/data/0":
+            struct.pack_into("<I", moved, place + 42, offset + shift)
+        place += 46 + sum(lengths)
+    file.write_bytes(moved)
+    with pytest.raises(ConfigError, match="not a whole torch file"):
+        Weights(tmp_path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_compressed_pickle_is_refused_unread(tmp_path: Path, compression: int) -> None:
+    """A small file cannot make a long pickle, nor one decoder's errors pass for ours."""
+    file = checkpoints.write(tmp_path / "pytorch_model.bin", b"\x80\x02" + b"}" * 4_000_000 + b".", {}, compression=compression)
+    assert file.stat().st_size < 10_000
+    with pytest.raises(ConfigError, match="compressed members"):
+        Weights(tmp_path)
+
+
+def test_a_long_pickle_is_refused_unread(tmp_path: Path) -> None:
+    """A pickle has an end: each of its bytes may ask for an object."""
+    checkpoints.write(tmp_path / "pytorch_model.bin", b"\x80\x02" + b"}" * 2**22 + b".", {})
+    with pytest.raises(ConfigError, match="at most 4194304 are read"):
+        Weights(tmp_path)
+
+
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([0, 1, 0x7F, 0x80, 0xFF])), min_size=1, max_size=5))
+def test_a_changed_archive_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]) -> None:
+    """Whatever bytes of an archive are changed, it is read or refused with the reason."""
+    file = checkpoints.save(tmp_path_factory.getbasetemp() / "pytorch_model.bin", {"weight": FOUR})
+    data = bytearray(file.read_bytes())
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    file.write_bytes(data)
+    try:
+        weights = Weights(file.parent)
+        assert all(weights.get(name, *weights.shape(name)).size < len(data) for name in weights)
+    except ConfigError as error:
+        assert str(file.parent) in str(error)  # noqa: PT017 - being read is as good
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """A member whose name cannot be read is refused like any damaged file."""
+    file = checkpoints.save(tmp_path / "pytorch_model.bin", {"weight": FOUR})
+    whole = bytearray(file.read_bytes())
+    place = whole.rindex(b"archive/version")
+    whole[place] = 0x80
+    whole[place - 46 + 9] |= 0x08  # the names are UTF-8
+    file.write_bytes(whole)
     with pytest.raises(ConfigError, match="not a whole torch file"):
         Weights(tmp_path)

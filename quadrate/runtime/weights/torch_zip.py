@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from quadrate.runtime.weights.state_pickle import Stored
 
-MAX_PICKLE_BYTES = 64 * 2**20
-"""Some thousand times what the largest of our models needs."""
+MAX_PICKLE_BYTES = 4 * 2**20
+"""Some fifty times what the largest of our models needs. Each byte may make an object of 64."""
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LOCAL_HEADER_BYTES = 30
@@ -44,7 +45,7 @@ def read(path: Path, mapping: mmap.mmap) -> Mapping[str, Tensor]:
         return {name: archive.tensor(stored) for name, stored in found.items()}
     except state_pickle.RefusedError as refused:
         raise ConfigError(f"{path}: {refused}. Nothing of it was run. {_WAY_OUT}") from refused
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, OSError, EOFError, ValueError, struct.error) as error:
         raise ConfigError(f"{path}: not a whole torch file; fetch the model again.") from error
 
 
@@ -68,9 +69,7 @@ class _Archive:
 
     def tensor(self, stored: Stored) -> Tensor:
         """Return a tensor whose numbers lie in the archive."""
-        info = self._zip.getinfo(f"{self._folder}data/{stored.storage}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise state_pickle.RefusedError("holds compressed numbers, which torch does not write")
+        info = self._stored(f"{self._folder}data/{stored.storage}")
         size = _ITEM_BYTES[stored.dtype]
         begin = stored.offset * size
         end = begin + extent(stored.shape, stored.strides) * size
@@ -82,6 +81,8 @@ class _Archive:
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         """Return where a member's own bytes begin: after a header that states the length of two fields of its own."""
+        if info.header_offset < 0:  # what the end of the archive states is subtracted from it; a slice would count from behind
+            raise zipfile.BadZipFile
         head = self._bytes[info.header_offset : info.header_offset + _LOCAL_HEADER_BYTES]
         if bytes(head[:4]) != b"PK\x03\x04":
             raise zipfile.BadZipFile
@@ -91,10 +92,17 @@ class _Archive:
         return start
 
     def _member(self, name: str) -> bytes:
-        info = self._zip.getinfo(name)
+        info = self._stored(name)
         if info.file_size > MAX_PICKLE_BYTES:
             raise state_pickle.RefusedError(f"has a {name} of {info.file_size} bytes; at most {MAX_PICKLE_BYTES} are read")
         return self._zip.read(info)
+
+    def _stored(self, name: str) -> zipfile.ZipInfo:
+        """Return a member that lies in the archive as it is: what is compressed may be a thousand times as long as the file."""
+        info = self._zip.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise state_pickle.RefusedError("holds compressed members, which torch does not write")
+        return info
 
 
 class _Mapped(io.RawIOBase):
