@@ -171,6 +171,18 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"two\.safetensors"):
         Weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
+    with pytest.raises(ConfigError, match="names 5"):
+        Weights(tmp_path)
+
+
+def header(data: bytes, **changes: object) -> bytes:
+    """Return a safetensors file that describes the first layer norm's scale otherwise."""
+    length = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + length])
+    tensors["embeddings.LayerNorm.weight"] |= changes
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +193,10 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
         lambda data: (10**9).to_bytes(8, "little") + data[8:],
         lambda data: data[:-1],
         lambda data: data[:8] + b"x" + data[9:],
+        lambda data: (10**5).to_bytes(8, "little") + b"[" * 10**5,
+        lambda data: header(data, shape=[-32, -1]),
+        lambda data: header(data, shape=[32.0]),
+        lambda data: header(data, data_offsets=[-128, 0]),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Any) -> None:

@@ -33,7 +33,7 @@ def _header(path: Path, mapping: mmap.mmap) -> tuple[Mapping[str, object], int]:
     length = int.from_bytes(mapping[:8], "little")
     header: object = None
     if length <= min(MAX_HEADER_BYTES, len(mapping) - 8):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             header = json.loads(mapping[8 : 8 + length])
     if not isinstance(header, dict):
         raise ConfigError(f"{path}: not a whole safetensors file; fetch the model again")
@@ -44,7 +44,8 @@ def _tensor(path: Path, name: str, entry: object, body: memoryview) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[index]  # checked by the except
         data = body[begin:end]
-        whole = 0 <= begin <= end <= len(body)
+        are_counts = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+        whole = are_counts and begin <= end <= len(body)
         expected = DTYPES[dtype].itemsize * math.prod(shape) if dtype in DTYPES else end - begin
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: tensor {name!r} is described wrongly; fetch the model again") from error

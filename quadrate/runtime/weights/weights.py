@@ -127,9 +127,9 @@ def _shards(folder: Path) -> Sequence[Path]:
 def _named(folder: Path, index: Path) -> Sequence[Path]:
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{index}: no readable weight_map; fetch the model again") from error
-    missing = [name for name in names if "/" in name or not (folder / name).is_file()]
+    missing = [name for name in names if not isinstance(name, str) or "/" in name or not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{index}: names {missing[0]!r}, which is not in the folder; fetch the model again")
     return [folder / name for name in names]
