@@ -72,10 +72,11 @@ class WorkerSettings(BaseSettings):
     max_batch_size: int | None = pydantic.Field(default=None, gt=0, le=4096)
     """The most texts in one run of the model. Unset: 64 on a CPU, 512 on a GPU."""
     max_batch_tokens: int | None = pydantic.Field(default=None, gt=0)
-    """The most tokens in one run; a longer text runs alone. Unset: 256 on a CPU, where up to 512 is as good; 16384 on a GPU."""
+    """The most tokens in one run; a longer text runs alone. Unset: 256 on a CPU, 512 there in precision `fast`, 16384 on
+    a GPU."""
     long_text_tokens: int | None = pydantic.Field(default=None, gt=0)
-    """Texts of more tokens run beside the others, at a lower priority, so that short ones never wait for their end. Unset: those of more
-    than `MAX_BATCH_TOKENS`."""
+    """Texts of more tokens run beside the others, at a lower priority, so that short ones never wait for their end. Unset:
+    `MAX_BATCH_TOKENS`, on a CPU no more than 256."""
     batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)
     """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""
     queue_timeout_ms: float = pydantic.Field(default=10_000.0, gt=0)

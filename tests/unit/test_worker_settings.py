@@ -59,6 +59,9 @@ def test_batches_are_as_the_device_likes_them_unless_told_otherwise(monkeypatch:
     usual = load_worker_settings(EmbedSettings)
     assert (rules_of(usual, on_gpu=False).limits, rules_of(usual, on_gpu=False).runners) == (Limits(256, 64), 3)
     assert (rules_of(usual, on_gpu=True).limits, rules_of(usual, on_gpu=True).runners) == (Limits(16_384, 512), 2)
+    monkeypatch.setenv("EMBED_PRECISION", "fast")
+    fast = rules_of(load_worker_settings(EmbedSettings), on_gpu=False)
+    assert (fast.limits, fast.is_long(256), fast.is_long(257)) == (Limits(512, 64), False, True)
     for name, value in (("SIZE", 300), ("TOKENS", 1000)):
         monkeypatch.setenv(f"EMBED_MAX_BATCH_{name}", str(value))
     for name, value in (("BATCH_DELAY_MS", 20), ("QUEUE_TIMEOUT_MS", 1000), ("LONG_TEXT_TOKENS", 128), ("STUCK_SECONDS", 7)):
