@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from google.api.httpbody_pb2 import HttpBody
 
 from gateway import body, told
 from gateway.cohere_embed import form_embed, read_embed
@@ -22,13 +21,14 @@ from quadrate.errors import EmptyInput, InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from google.api.httpbody_pb2 import HttpBody
+
     from gateway.admission import Admission
     from gateway.embedding import Embedding
     from gateway.reranking import Reranking
     from quadrate.server import Call
     from quadrate.v1.rerank_pb2 import RerankResponse, RerankResult
 
-JSON = "application/json"
 DOCUMENTS_PER_SEARCH_UNIT = 100
 """Cohere's unit of billing: one query with up to so many documents."""
 
@@ -58,7 +58,7 @@ class CohereService:
             asked = read_embed(request.data)
         answer = await self._embedding.embed(asked.work, principal, call)
         with call.trace.stage("respond"):
-            return HttpBody(content_type=JSON, data=form_embed(answer, asked, request_id=call.request_id))
+            return told.http_body(form_embed(answer, asked, request_id=call.request_id))
 
     async def _rerank(self, request: HttpBody, call: Call, version: str) -> HttpBody:
         principal = self._admission.admit(call)
@@ -67,7 +67,7 @@ class CohereService:
         answer = await self._reranking.rerank(work, principal, call)
         with call.trace.stage("respond"):
             data = form_rerank(answer, request_id=call.request_id, version=version, documents=len(work.documents))
-            return HttpBody(content_type=JSON, data=data)
+            return told.http_body(data)
 
 
 def read_rerank(data: bytes) -> RerankWork:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from quadrate.v1.model_pb2 import Model
 
 MAX_JSON_BYTES = 60 * 2**20
-"""The edge writes answers of at most 64 MiB (envoy.yaml, max_response_body_size)."""
+"""What multi-vectors may take in JSON. The edge holds the whole of it beside the message that it is made of."""
 _FLOAT_CHARACTERS = 14
 """What a float32 takes in JSON at most, nearly always: -0.0123456789 and a comma."""
 
@@ -130,7 +130,7 @@ def _content_limit(work: EmbedWork, tokenizer: TextTokenizer) -> int | None:
 
 
 def _check_json_size(tokens: Tokens, wanted: Wanted | None, card: Model, call: Call) -> None:
-    """Refuse multi-vectors that the edge could not write as JSON. gRPC takes more, up to the worker's own limit."""
+    """Refuse multi-vectors that would be too much as JSON. gRPC takes more, up to the worker's own limit."""
     if wanted is None or options_pb2.MULTI_VECTOR not in wanted.outputs or call.surface != "rest":
         return
     is_float32 = wanted.value_type in FLOAT32S

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from google.api.httpbody_pb2 import HttpBody
 
 from gateway import body, cohere_embed, told
 from gateway.work import EmbedWork, Reading
@@ -16,6 +15,8 @@ from quadrate.openai.v1 import openai_pb2
 from quadrate.v1 import options_pb2
 
 if TYPE_CHECKING:
+    from google.api.httpbody_pb2 import HttpBody
+
     from gateway.admission import Admission
     from gateway.embedding import Embedding
     from gateway.models import Models
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from quadrate.v1.embed_pb2 import EmbedResponse
     from quadrate.v1.model_pb2 import Model
 
-JSON = "application/json"
 ENCODINGS = {"float": "float", "base64": "base64"}
 TRUNCATIONS: dict[str, int] = {"left": options_pb2.LEFT, "right": options_pb2.RIGHT, **cohere_embed.TRUNCATIONS}
 USES: dict[str, tuple[int, str]] = {
@@ -58,18 +58,18 @@ class OpenAiService:
             work, encoding = read_embedding(request.data)
         answer = await self._embedding.embed(work, principal, call)
         with call.trace.stage("respond"):
-            return HttpBody(content_type=JSON, data=form_embedding(answer, encoding))
+            return told.http_body(form_embedding(answer, encoding))
 
     async def list_models(self, _: openai_pb2.ListModelsRequest, call: Call) -> HttpBody:
         """GET /v1/models."""
         cards = self._models.cards(self._admission.admit(call))
-        return HttpBody(content_type=JSON, data=orjson.dumps({"object": "list", "data": [form_model(card) for card in cards]}))
+        return told.http_body(orjson.dumps({"object": "list", "data": [form_model(card) for card in cards]}))
 
     async def retrieve_model(self, request: openai_pb2.RetrieveModelRequest, call: Call) -> HttpBody:
         """GET /v1/models/{model}."""
         principal = self._admission.admit(call)
         card = self._models.card(request.model, principal)
-        return HttpBody(content_type=JSON, data=orjson.dumps({**form_model(card), "id": request.model}))
+        return told.http_body(orjson.dumps({**form_model(card), "id": request.model}))
 
 
 def read_embedding(data: bytes) -> tuple[EmbedWork, str]:

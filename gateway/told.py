@@ -1,4 +1,4 @@
-"""What every answer says of itself, for the facades whose JSON is formed here: the same words as the native API's."""
+"""Answers of the facades whose JSON is formed here, and what each says of itself: the same words as the native API's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,31 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from google.api.httpbody_pb2 import HttpBody
 
+from quadrate.errors import InvalidArgument
+from quadrate.server import lifecycle
 from quadrate.v1 import options_pb2
 
 if TYPE_CHECKING:
     from quadrate.v1.options_pb2 import Provenance, Timings
 
+MAX_JSON_BYTES = lifecycle.MAX_ANSWER_BYTES - 1024
+"""The largest body, with room for what wraps it."""
 _PRECISIONS = {number: name for name, number in options_pb2.Precision.items()}
 _DIGITS = 6
 """Of seconds: microseconds, and no digits of the float32 that carried them."""
+
+
+def http_body(data: bytes) -> HttpBody:
+    """Return an answer's JSON as the edge takes it. Raises InvalidArgument if it is more than one message carries."""
+    if len(data) > MAX_JSON_BYTES:
+        raise InvalidArgument(
+            f"The answer would have {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are sent. Send fewer inputs in one request, or ask "
+            "for base64, or for fewer types at once.",
+            code="answer_too_large",
+        )
+    return HttpBody(content_type="application/json", data=data)
 
 
 def provenance(message: Provenance) -> orjson.Fragment:

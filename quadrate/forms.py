@@ -94,7 +94,9 @@ def _not_given(output: int, offer: Offer) -> InvalidArgument:
     given = ", ".join(name for number, name in _OUTPUTS.items() if number in offer.outputs)
     asked = _OUTPUTS.get(output, str(output))
     if output == DENSE:
-        return InvalidArgument(f"'{offer.name}' has no dense vectors. Ask for what it gives: outputs {given}.", param="outputs")
+        return InvalidArgument(
+            f"'{offer.name}' has no dense vectors. Ask the native API for what it gives: outputs {given}.", param="outputs"
+        )
     return InvalidArgument(f"outputs: '{offer.name}' does not give {asked}. It gives {given}.", param="outputs")
 
 

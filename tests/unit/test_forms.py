@@ -41,7 +41,7 @@ def test_what_a_model_gives_may_be_asked_for(offer: Offer, asked: dict[str, Any]
     [
         (PLAIN, {"outputs": [SPARSE]}, "outputs", "'plain' does not give SPARSE. It gives DENSE."),
         (PLAIN, {"outputs": [DENSE, 9]}, "outputs", "does not give 9"),
-        (SPARSE_ALONE, {}, "outputs", "'sparse' has no dense vectors. Ask for what it gives: outputs SPARSE."),
+        (SPARSE_ALONE, {}, "outputs", "'sparse' has no dense vectors. Ask the native API for what it gives: outputs SPARSE."),
         (PLAIN, {"value_type": 9}, "value_type", "value_type 9 is not known; use one of FLOAT32, FLOAT16, INT8"),
         (THREE, {"outputs": [SPARSE], "value_type": INT8}, "value_type", "whose weights are float32"),
         (PLAIN, {"value_type": UINT8, "normalize": False}, "value_type", "UINT8 has a fixed range"),

@@ -138,7 +138,9 @@ async def test_splade_gives_sparse_vectors_alone(heads: Path) -> None:
         card = (await made.models.GetModel(model_pb2.GetModelRequest(model="splade"))).model
         assert (list(card.outputs), card.HasField("dimensions"), card.HasField("normalized")) == ([SPARSE], False, False)
         answer = await made.embed.Embed(request(*TEXTS, model="splade", outputs=[SPARSE]))
-        with pytest.raises(grpc.aio.AioRpcError, match=r"'splade' has no dense vectors\. Ask for what it gives: outputs SPARSE"):
+        with pytest.raises(
+            grpc.aio.AioRpcError, match=r"'splade' has no dense vectors\. Ask the native API for what it gives: outputs SPARSE"
+        ):
             await made.embed.Embed(request("cat", model="splade"))
     for entry in answer.embeddings:
         assert entry.sparse.token_ids
