@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,10 @@ from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.graphs import build
 from quadrate.runtime.jobs import Lane
 from quadrate.runtime.packing import Reading
-from quadrate.runtime.sessions import AGREEMENT, NullSession, choose, open_session
+from quadrate.runtime.sessions import AGREEMENT, OPENVINO, NullSession, choose, open_session
 from quadrate.runtime.sessions.own_graph import OwnGraphSession
 from quadrate.runtime.weights import Weights
+from quadrate.telemetry import log
 from quadrate.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ CANARIES = (
     "yes",
     "One text is longer than the others, so that the batch has places to fill. " * 3,
 )
+OPENVINO_CAUSAL_TOKENS = 8192
+"""The most that a causal model reads of a text through OpenVINO, which masks every pair of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,20 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
 
     Raises ConfigError, which says why, for a model that cannot be served right.
     """
-    facts = folder.read(stored.path, card)
-    tokenizer = _tokenizer(facts)
     way = choose(settings.device, settings.precision, gpu_memory_bytes=settings.gpu_memory_mib * 2**20)
+    facts = limited(folder.read(stored.path, card), way)
+    tokenizer = _tokenizer(facts)
     opened = _own(facts, way, settings) if facts.graph else _ours(facts, way, settings)
     return Model(alias, card, facts, stored.revision, tokenizer, opened[0], settings.precision, *opened[1:], created=int(time.time()))
+
+
+def limited(facts: Facts, way: Way) -> Facts:
+    """Return the facts with the limit on tokens that a way to run the model has; the log says so where it is lower than the model's own."""
+    if way.provider != OPENVINO or not facts.encoder.is_causal or facts.max_tokens <= OPENVINO_CAUSAL_TOKENS:
+        return facts
+    reason = "OpenVINO's causal attention needs memory for every pair of tokens; precision exact and small read the whole length"
+    log.warn("long texts are cut or refused", max_tokens=OPENVINO_CAUSAL_TOKENS, model_max_tokens=facts.max_tokens, reason=reason)
+    return replace(facts, max_tokens=OPENVINO_CAUSAL_TOKENS)
 
 
 def _ours(facts: Facts, way: Way, settings: WorkerSettings) -> tuple[Session, Mapping[str, Form], int]:

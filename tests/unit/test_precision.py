@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from quadrate.config.models import FolderSource, ModelCard
 from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
 from quadrate.errors import ConfigError
-from quadrate.runtime import folder
+from quadrate.runtime import engine, folder
+from quadrate.runtime.encoders.qwen3 import Qwen3
 from quadrate.runtime.graphs import Form, build, layers
 from quadrate.runtime.graphs.builder import Builder
+from quadrate.runtime.jsonfile import JsonFile
 from quadrate.runtime.packing import Reading, pack
 from quadrate.runtime.sessions import CPU, CUDA, OPENVINO, OnnxSession, choose, cuda, gpu, open_session, way
 from quadrate.runtime.sessions.gpu import Gpu
@@ -249,8 +253,26 @@ def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monke
         with session._long:
             waiting = threads.submit(session.run, [long], ["unit"], wide=False)
             assert len(session.run([short], ["unit"], wide=False)["unit"]) == 1
+            assert len(session.run([short], ["unit"], wide=True)["unit"]) == 1
             assert not waiting.done()
         assert len(waiting.result()["unit"]) == 1
+
+
+def test_causal_models_read_less_through_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A causal model reads at most 8,192 tokens through OpenVINO, which card and log tell; other ways and models read their whole length."""
+    said: list[dict[str, object]] = []
+    monkeypatch.setattr(engine.log, "warn", lambda _, **metadata: said.append(metadata))
+    path = write_tiny_model(tmp_path)
+    card = ModelCard(served_name="tiny", task="embed", source=FolderSource(type="folder", path=path))
+    found = replace(folder.read(path, card), max_tokens=32_768)
+    fast, exact = way.Way("fast", OPENVINO, "float32"), way.Way("exact", CPU, "float32")
+    assert engine.limited(found, fast).max_tokens == 32_768
+    config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "qwen3", "max_position_embeddings": 32_768, "head_dim": 16}))
+    causal = replace(found, encoder=Qwen3.read(JsonFile(tmp_path / "config.json")))
+    assert engine.limited(causal, exact).max_tokens == 32_768
+    assert engine.limited(causal, fast).max_tokens == 8192
+    assert [(entry["max_tokens"], entry["model_max_tokens"]) for entry in said] == [(8192, 32_768)]
 
 
 def test_bound_runs_give_what_plain_ones_give(tmp_path: Path) -> None:

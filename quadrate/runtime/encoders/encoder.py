@@ -79,6 +79,11 @@ class Encoder(ABC):
         raise ConfigError(f"{weights.folder}: {_family(self)} has no masked language model's head that this version serves.")
 
     @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only itself and what stands before it."""
+        return False
+
+    @property
     def operations_per_token(self) -> float:
         """Floating-point operations of the matrix products for each token: 2 for each weight."""
         return 2.0 * self.layers * (4 * self.width**2 + 2 * self.width * self.inner_width)

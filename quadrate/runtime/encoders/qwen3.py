@@ -47,6 +47,11 @@ class Qwen3(Encoder):
     activation: layers.Activation
     epsilon: float
 
+    @property
+    def is_causal(self) -> bool:
+        """See Encoder."""
+        return True
+
     @classmethod
     def read(cls, config: JsonFile) -> Self:
         """See Encoder."""

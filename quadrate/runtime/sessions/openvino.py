@@ -69,12 +69,18 @@ class OpenVinoSession:
     def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs, STEPS)
-        if layout.tokens > LONG_TOKENS:
-            with self._long:
-                results = self._wide.run(feeds, outputs)
-        else:
-            results = (self._wide if wide else self._narrow).run(feeds, outputs)
+        results = self._run(feeds, outputs, wide=wide, is_long=layout.tokens > LONG_TOKENS)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, wide: bool, is_long: bool) -> list[NDArray[np.float32]]:
+        # A lone request does not wait for a long text that has the model of both.
+        has_wide = (is_long or wide) and self._long.acquire(blocking=is_long)
+        if not has_wide:
+            return self._narrow.run(feeds, outputs)
+        try:
+            return self._wide.run(feeds, outputs)
+        finally:
+            self._long.release()
 
     def _warm(self) -> None:
         """Run once, so that weights are packed before the first request, and let go of the pages that only packing touched."""
