@@ -259,7 +259,7 @@ def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monke
 
 
 def test_causal_models_read_less_through_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A causal model reads at most 8,192 tokens through OpenVINO, which card and log tell; other ways and models read their whole length."""
+    """A causal model reads at most 8,192 tokens through OpenVINO, as card and log tell; other ways read the whole length."""
     said: list[dict[str, object]] = []
     monkeypatch.setattr(engine.log, "warn", lambda _, **metadata: said.append(metadata))
     path = write_tiny_model(tmp_path)
