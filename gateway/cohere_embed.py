@@ -20,8 +20,6 @@ from quadrate.v1.options_pb2 import BINARY, DOCUMENT, FLOAT32, INT8, LEFT, NONE,
 from quadrate.vectors import CALIBRATED, convert
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from gateway.work import Name
@@ -37,7 +35,6 @@ USES: dict[str, tuple[int, str]] = {
 TRUNCATIONS: dict[str, int] = {"none": NONE, "start": LEFT, "end": RIGHT}
 _BASE64 = "base64"
 _TYPES: dict[str, int] = {"float": FLOAT32, "int8": INT8, "uint8": UINT8, "binary": BINARY, "ubinary": UBINARY, _BASE64: FLOAT32}
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def form_embed(answer: EmbedResponse, asked: Asked, *, request_id: str) -> bytes
     }
     cut = {place: found.usage.tokens_cut for place, found in enumerate(answer.embeddings) if found.usage.tokens_cut}
     if cut:
-        meta["warnings"] = [_cut_warning(list(cut))]
+        meta["warnings"] = [f"{told.of_cut('Text', list(cut))} longer than the limit and cut; meta.tokens_cut says how much of each."]
         meta["tokens_cut"] = [cut.get(place, 0) for place in range(len(asked.texts))]
     reply = {
         "id": request_id,
@@ -168,10 +165,3 @@ def _array(name: str, value: Any) -> list[Any]:
 
 def _item_of(names: str) -> Name:
     return lambda place: f"{names}[{place}]"
-
-
-def _cut_warning(places: Sequence[int]) -> str:
-    named = ", ".join(str(place) for place in places[:_MOST_NAMED])
-    more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
-    subject = f"Text {named} was" if len(places) == 1 else f"Texts {named}{more} were"
-    return f"{subject} longer than the limit and cut; meta.tokens_cut says how much of each."

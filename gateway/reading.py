@@ -94,16 +94,9 @@ def fit(
     prompt: str = "",
     limit: int | None = None,
 ) -> Tokens:
-    """Cut inputs to what the model reads, or refuse them. The prompt before texts is not cut. Raises ContextLengthExceeded, EmptyInput.
+    """Cut inputs to what the model reads, or refuse them. Raises ContextLengthExceeded, EmptyInput.
 
-    Args:
-        found: Content ids of each input, as `tokenize` gave them for `contents`.
-        contents: The inputs as they came.
-        tokenizer: The model's.
-        truncation: What happens to inputs that are too long.
-        name: What the caller calls each input.
-        prompt: What stands before texts.
-        limit: A lower limit on content ids than the model's own.
+    `found` is what `tokenize` gave for `contents`. The prompt before texts is not cut; `limit` may be lower than the model's own.
     """
     prompt_ids = tokenizer.encode([prompt])[0] if prompt and truncation == LEFT else []
     cut: dict[int, int] = {}

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway import told
 from gateway.reading import check_ids, check_reader, check_total, truncation_for
 from gateway.routes import RERANK
 from gateway.work import check_contents
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from quadrate.v1.model_pb2 import Model
 
 _QUERY = "query"
-_MOST_NAMED = 20
-"""Documents that one warning names at most; what is longer helps nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,11 +152,5 @@ def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts,
         result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
     answer.usage.tokens, answer.usage.tokens_cut = tokens.total, sum(tokens.cut)
     if tokens.places_cut:
-        answer.warnings.append(_cut_warning(tokens.places_cut))
-
-
-def _cut_warning(cut: list[int]) -> str:
-    named = ", ".join(str(place) for place in cut[:_MOST_NAMED])
-    more = f" and {len(cut) - _MOST_NAMED} more" if len(cut) > _MOST_NAMED else ""
-    subject = f"Document {named} was" if len(cut) == 1 else f"Documents {named}{more} were"
-    return f"{subject} longer than the limit and cut; what was cut did not count towards the score."
+        cut = told.of_cut("Document", tokens.places_cut)
+        answer.warnings.append(f"{cut} longer than the limit and cut; what was cut did not count towards the score.")

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
+from gateway import told
 from gateway.cohere import form_rerank, read_rerank
 from gateway.openai import form_embedding, read_embedding
 from quadrate.errors import EmptyInput, InvalidArgument, QuadrateError
@@ -208,3 +209,12 @@ def test_rerank_answers_hold_what_every_api_reads() -> None:
     assert answer["timings"]["inference_seconds"] == 0.25
     found.warnings.append("cut")
     assert orjson.loads(form_rerank(found, request_id="x", version="1", documents=1))["meta"]["warnings"] == ["cut"]
+
+
+@pytest.mark.parametrize(
+    ("places", "subject"),
+    [([3], "Text 3 was"), ([0, 3], "Texts 0, 3 were"), (list(range(22)), f"Texts {', '.join(map(str, range(20)))} and 2 more were")],
+)
+def test_warnings_name_twenty_places_at_most(places: list[int], subject: str) -> None:
+    """And say how many more there are."""
+    assert told.of_cut("Text", places) == subject
