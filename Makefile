@@ -48,8 +48,9 @@ generate: install-test ## Make the stubs, Envoy's descriptor set and the tables 
 	@$(BIN)/buf build --as-file-descriptor-set --exclude-source-info --output envoy/descriptors.binpb
 	@$(BIN)/python tools/documentation.py
 
-bench: install-parity ## Measure engine and mesh side by side with what they are compared to (some minutes; needs wrk).
+bench: install-parity ## Measure engine, reranking and mesh beside what they are compared to (some minutes; needs wrk).
 	@$(BIN)/python benchmarks/engine.py
+	@$(BIN)/python benchmarks/reranking.py
 	@for part in rest idle null start memory; do $(BIN)/python benchmarks/mesh.py $$part || exit 1; done
 
 constraints: ## Pin the newest versions that pyproject.toml allows, with their hashes (needs uv).
