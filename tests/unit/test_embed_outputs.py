@@ -89,7 +89,7 @@ def test_value_types_are_made_of_the_finished_vectors(value_type: int) -> None:
 
 
 def test_a_matryoshka_cut_comes_before_the_length_is_made_one() -> None:
-    """A Matryoshka cut comes before the length is made one; a row of zeros stays one."""
-    rows = [np.array([3, 4, 12], np.float32), np.zeros(3, np.float32)]
-    assert np.allclose(cut(rows, 2, normalize=True), [[0.6, 0.8], [0, 0]])
-    assert np.allclose(cut(rows, 2, normalize=False), [[3, 4], [0, 0]])
+    """A Matryoshka cut comes before the length is made one, of long and of short vectors; a row of zeros stays one."""
+    rows = [np.array([3, 4, 12], np.float32), np.array([0.03, 0.04, 0.99], np.float32), np.zeros(3, np.float32)]
+    assert np.allclose(cut(rows, 2, normalize=True), [[0.6, 0.8], [0.6, 0.8], [0, 0]])
+    assert np.allclose(cut(rows, 2, normalize=False), [[3, 4], [0.03, 0.04], [0, 0]])
