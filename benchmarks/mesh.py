@@ -295,8 +295,8 @@ def _run_collector(port: Connection) -> None:
 
 
 def null(options: argparse.Namespace) -> dict[str, Any]:
-    """Requests a second of one short text with a null model: what the mesh itself costs."""
-    bodies = bodies_of(["What is the capital of France?"], 1)
+    """Requests a second of one short text with a null model: what the mesh costs. No two at a time are alike: those would share a run."""
+    bodies = bodies_of([f"What is the capital of country {number}?" for number in range(1_000)], 1)
     with collector(options.traces) as environment, Mesh(EMBED_SESSION="null", **environment) as mesh:
         load(mesh.port, bodies, 3)
         loads = [load(mesh.port, bodies, options.seconds) for _ in range(options.rounds)]
