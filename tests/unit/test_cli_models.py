@@ -58,6 +58,20 @@ def test_a_model_that_is_not_here_or_cannot_be_read_is_told(tmp_path: Path, caps
         models.verify(tmp_path, ["other"], make_golden=False, precision="exact")
 
 
+def test_a_folder_without_golden_vectors_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing says what a folder's files should be, so they are opened: weights that are cut off are told."""
+    folder = write_tiny_model(tmp_path / "model")
+    describe(tmp_path, folder)
+    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 0
+    assert "tiny: good\n  its files can be loaded" in capsys.readouterr().out
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 1
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: wrong\n")
+    assert "does not lie whole in the file" in said
+
+
 def test_a_card_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`show` prints the card with what is known of its files."""
     describe(tmp_path, tmp_path / "model", golden="golden/tiny.json")
