@@ -217,6 +217,6 @@ def moved(error: QuadrateError, start: int) -> QuadrateError:
 
 def _choice(choices: dict[str | None, NumberT], word: str | None, name: str) -> NumberT:
     if word not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
+        allowed = ", ".join(repr(choice) for choice in choices if choice is not None)
         raise InvalidArgument(f"{name} is {word!r}; allowed: {allowed}.", param=name)
     return choices[word]
