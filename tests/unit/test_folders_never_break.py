@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,28 @@ def test_any_text_is_refused(good: Path, name: str, text: bytes) -> None:
     path = again(good)
     (path / name).write_bytes(text)
     attempt(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(("model", "vocab"), {}), (("post_processor", "pair"), [{"SpecialToken": {"id": "", "type_id": 0}}])]
+)
+def test_a_tokenizer_that_breaks_at_its_first_text_is_refused(good: Path, place: tuple[str, str], value: Any) -> None:
+    """A tokenizer without a word for what it does not know, or with a template of tokens that it lacks, is refused."""
+    path = again(good)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer[place[0]][place[1]] = value
+    write(path, "tokenizer.json", tokenizer)
+    write(path, "config.json", tiny_config(architectures=["BertForSequenceClassification"], id2label={"0": "LABEL_0"}))
+    (path / "modules.json").unlink()
+    assert "cannot read a text" in refusal(path, reranker(path))
+
+
+def test_a_limit_that_leaves_no_room_for_a_text_is_refused(tmp_path: Path) -> None:
+    """Files may not say a limit below that of cards."""
+    path = write_tiny_model(tmp_path, max_tokens=7)
+    assert "7 tokens leaves no room" in refusal(path, card(path))
+    edit(path, "sentence_bert_config.json", max_seq_length=8)
+    assert folder.read(path, card(path)).max_tokens == 8
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from quadrate.config.models import ModelCard
     from quadrate.runtime.encoders import Encoder
 
+LEAST_TOKENS = 8
+"""Of a limit: special tokens take some of them."""
 _NO_LIMIT = 10**6
 """Tokenizers without a limit of their own write a huge number."""
 _STATES = ("last_hidden_state", "logits")
@@ -71,6 +73,10 @@ def max_tokens(path: Path, card: ModelCard, encoder: Encoder) -> int:
     said = JsonFile(path / "tokenizer_config.json", required=False)
     limits = [module_config(path).data.get("max_seq_length"), said.data.get("model_max_length")]
     given = next((int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT), encoder.max_positions)
+    if min(given, encoder.max_positions) < LEAST_TOKENS:
+        raise ConfigError(
+            f"{path}: a limit of {min(given, encoder.max_positions)} tokens leaves no room for a text; fetch the model again."
+        )
     if min(given, encoder.max_positions) >= _NO_LIMIT:
         raise ConfigError(f"{path}: no file says how many tokens the model reads; set max_tokens in its card.")
     return min(given, encoder.max_positions)
@@ -158,8 +164,8 @@ def _templates(path: Path, card: ModelCard, tokenizer: tokenizers.Tokenizer) -> 
     assert pair is not None  # noqa: S101 - its only caller has asked
     try:
         return PairLayout(
-            prefix_ids=tuple(_ids(tokenizer, pair.prefix)),
-            suffix_ids=tuple(_ids(tokenizer, pair.suffix)),
+            prefix_ids=tuple(_encode(path, tokenizer, pair.prefix, add_special_tokens=False).ids),
+            suffix_ids=tuple(_encode(path, tokenizer, pair.suffix, add_special_tokens=False).ids),
             query_template=pair.query,
             document_template=pair.document,
             instruction=pair.instruction,
@@ -170,7 +176,7 @@ def _templates(path: Path, card: ModelCard, tokenizer: tokenizers.Tokenizer) -> 
 
 def _around(path: Path, tokenizer: tokenizers.Tokenizer, *, knows_types: bool) -> tuple[PairLayout, bool]:
     """Find what the tokenizer puts before, between and after two texts, and which of them it gives types."""
-    found = tokenizer.encode("a", "b")
+    found = _encode(path, tokenizer, "a", "b")
     owners = found.sequence_ids
     if 0 not in owners or 1 not in owners:
         raise ConfigError(f"{path / 'tokenizer.json'}: reads no pairs; give `pair` in the model's card.")
@@ -187,6 +193,13 @@ def _around(path: Path, tokenizer: tokenizers.Tokenizer, *, knows_types: bool) -
     return layout, knows_types and any(found.type_ids)
 
 
-def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+def _encode(
+    path: Path, tokenizer: tokenizers.Tokenizer, text: str, second: str | None = None, *, add_special_tokens: bool = True
+) -> tokenizers.Encoding:
+    """Read a text or a pair. Raises ConfigError for a tokenizer that cannot."""
+    try:
+        return tokenizer.encode(text, second, add_special_tokens=add_special_tokens)
+    except BaseException as error:  # the library raises bare Exception, and for a name that is nowhere what is no Exception at all
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{path / 'tokenizer.json'}: cannot read a text: {error}; fetch the model again.") from error
