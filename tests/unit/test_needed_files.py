@@ -46,9 +46,13 @@ def test_weights_are_safetensors_or_else_what_can_be_read_without_running_it(the
 
 
 def test_a_graph_of_the_folders_own_takes_the_place_of_weights() -> None:
-    """With the files of numbers that are named after it."""
+    """With the files of numbers that are named after it, or after its tensors."""
     there = [*BASE, "model.safetensors", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_fp16.onnx"]
     assert needed(there, origin="it", graph="onnx/model.onnx") == sorted([*BASE, "onnx/model.onnx", "onnx/model.onnx_data"])
+    named = ["onnx/Constant_7_attr__value", "onnx/embeddings.word_embeddings.weight"]  # as bge-m3's has them
+    others = ["onnx/model_fp16.onnx_data", "onnx/model_O4.onnx.data", "onnx/config.json", "onnx/sentencepiece.bpe.model", "onnx/a.pkl"]
+    found = needed([*there, *named, *others, "weights"], origin="it", graph="onnx/model.onnx")
+    assert found == sorted([*BASE, "onnx/model.onnx", "onnx/model.onnx_data", *named])
     with pytest.raises(StoreError, match=r"it has no model\.onnx; correct `graph`"):
         needed(there, origin="it", graph="model.onnx")
 

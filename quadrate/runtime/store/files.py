@@ -24,6 +24,8 @@ _SMALL = re.compile(
 _SAFE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 _TORCH = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")
 _HEADS = re.compile(r"(sparse|colbert)_linear\.pt")
+_OF_ANOTHER = re.compile(r"\.(onnx\w*|json|txt|md|model|bin|pt|safetensors|py|xml|gguf|pth|pkl|pickle|ckpt|joblib)$|\.onnx[._]")
+"""What a folder of graphs holds besides numbers that are named after tensors."""
 _MODULE = re.compile(r"(\d+_\w+/)(model\.safetensors|pytorch_model\.bin)")
 
 
@@ -33,7 +35,8 @@ def needed(names: Iterable[str], *, origin: str, graph: str | None = None) -> li
     Args:
         names: All files, with forward slashes.
         origin: Stands for the source in errors.
-        graph: The ONNX graph that is run instead of ours, with the files of numbers that are named after it (`model.onnx_data`).
+        graph: The ONNX graph that is run instead of ours, with its files of numbers: those that are named after it (`model.onnx_data`),
+            and those that exporters name after tensors (`Constant_7_attr__value`), where it has a folder of its own.
 
     Raises:
         StoreError: There are no weights, no config.json or no tokenizer.json among them, or not the graph.
@@ -67,7 +70,9 @@ def _is_first(module: re.Match[str], names: list[str]) -> bool:
 def _graph(names: list[str], origin: str, graph: str) -> list[str]:
     if graph not in names:
         raise StoreError(f"{origin} has no {graph}; correct `graph` in the model's card.")
-    return [name for name in names if name.startswith(graph)]
+    folder = graph.rpartition("/")[0]
+    others = [name for name in names if name.rpartition("/")[0] == folder and folder and not _OF_ANOTHER.search(name)]
+    return sorted({*others, *(name for name in names if name.startswith(graph))})
 
 
 def sha256(path: Path) -> str:
