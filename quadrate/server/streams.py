@@ -17,6 +17,7 @@ from quadrate.framing import delimited
 from quadrate.server import status
 from quadrate.telemetry import log
 from quadrate.v1 import embed_pb2
+from quadrate.v1.options_pb2 import MULTI_VECTOR
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 64
 """Requests of one stream in hand: enough to fill the batches of every runner several times over."""
+LARGE_IN_FLIGHT = 8
+"""Of them, those whose answers may be as large as a message can be: multi-vectors. At most half a gigabyte of one stream, then."""
 MAX_ID_BYTES = 256
 _RESPONSE = 2
 """The number of EmbedStreamResponse.response."""
@@ -40,8 +43,9 @@ async def in_order_of_completion(embed: Embed, requests: AsyncIterator[embed_pb2
         while (answer := await stream.done.get()) is not None:
             if isinstance(answer, Exception):
                 raise answer
-            yield answer
-            stream.permits.release()
+            written, is_large = answer
+            yield written
+            stream.give_back(is_large=is_large)
     finally:
         tasks = [reader, *stream.at_work]
         for task in tasks:
@@ -55,18 +59,28 @@ class _Stream:
 
     def __init__(self, embed: Embed, call: Call) -> None:
         self.permits = asyncio.Semaphore(IN_FLIGHT)
-        self.done: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.done: asyncio.Queue[tuple[bytes, bool] | Exception | None] = asyncio.Queue()
         self.at_work: set[asyncio.Task[None]] = set()
         self.items = self.failed = self.inputs = self.tokens = 0
+        self._large_permits = asyncio.Semaphore(LARGE_IN_FLIGHT)
         self._embed = embed
         self._call = call
+
+    def give_back(self, *, is_large: bool) -> None:
+        """Let another request be read: an answer was taken."""
+        self.permits.release()
+        if is_large:
+            self._large_permits.release()
 
     async def read(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest]) -> None:
         """Start a task for each request as permits allow; then None when the last is done, or what ended the reading."""
         try:
             await self.permits.acquire()
             async for request in requests:
-                task = asyncio.create_task(self._answer(request))
+                is_large = MULTI_VECTOR in request.request.outputs
+                if is_large:
+                    await self._large_permits.acquire()
+                task = asyncio.create_task(self._answer(request, is_large=is_large))
                 self.at_work.add(task)
                 task.add_done_callback(self.at_work.discard)
                 await self.permits.acquire()
@@ -77,7 +91,7 @@ class _Stream:
         else:
             self.done.put_nowait(None)
 
-    async def _answer(self, request: embed_pb2.EmbedStreamRequest) -> None:
+    async def _answer(self, request: embed_pb2.EmbedStreamRequest, *, is_large: bool) -> None:
         call = replace(self._call, log={}, headers=[])
         head = embed_pb2.EmbedStreamResponse(id=request.id).SerializeToString()
         try:
@@ -89,7 +103,7 @@ class _Stream:
             answer = head + embed_pb2.EmbedStreamResponse(error=status.told(_ours(error, call))).SerializeToString()
         self.items += 1
         self._count(call)
-        self.done.put_nowait(answer)
+        self.done.put_nowait((answer, is_large))
 
     def _count(self, call: Call) -> None:
         self.inputs += _number(call.log.get("inputs"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quadrate.errors import Overloaded
-from quadrate.server.streams import IN_FLIGHT
+from quadrate.server.streams import IN_FLIGHT, LARGE_IN_FLIGHT
 from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 from tests.service.gateway.conftest import refused, routing
@@ -100,6 +100,28 @@ async def test_no_more_than_the_bound_is_at_work(door: Door, worker: FakeWorker)
     assert len(worker.received) == IN_FLIGHT
     release.set()
     assert len([answer async for answer in call]) == 3 * IN_FLIGHT
+
+
+async def test_fewer_are_at_work_if_answers_are_large(open_door: Callable[..., Any]) -> None:
+    """Each multi-vector answer may be as large as a message can be; dense requests behind them wait, and all are answered."""
+    release = asyncio.Event()
+
+    async def hold(_: Any, __: Any) -> None:
+        await release.wait()
+
+    card = fake_card("fake", outputs=[options_pb2.DENSE, options_pb2.MULTI_VECTOR])
+    rerank = fake_card("fake-rerank", model_pb2.TASK_RERANK)
+    async with FakeWorker(card, rerank, before=hold) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        large = [item(str(number)) for number in range(3 * LARGE_IN_FLIGHT)]
+        for one in large:
+            one.request.outputs.append(options_pb2.MULTI_VECTOR)
+        call = door.embed.EmbedStream(sent(*large, item("dense")))
+        await door.until(lambda: len(worker.received) >= LARGE_IN_FLIGHT)
+        await asyncio.sleep(0.1)
+        assert len(worker.received) == LARGE_IN_FLIGHT
+        release.set()
+        assert len([answer async for answer in call]) == len(large) + 1
 
 
 async def test_a_caller_that_leaves_cancels_its_items(door: Door, worker: FakeWorker) -> None:
