@@ -57,6 +57,8 @@ def test_without_an_activation_the_relevance_is_the_raw_score() -> None:
 def test_equal_scores_stand_by_index() -> None:
     """Equal scores stand by index, ascending."""
     assert order(np.array([0.5, 0.9, 0.5, 0.9, 0.1], np.float32)).tolist() == [1, 3, 0, 2, 4]
+    many = np.random.default_rng(0).integers(0, 3, 200).astype(np.float32)
+    assert order(many).tolist() == sorted(range(200), key=lambda place: (-many[place], place))
 
 
 def test_a_model_reads_the_query_with_each_document_or_before_them() -> None:
