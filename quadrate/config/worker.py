@@ -68,7 +68,7 @@ class WorkerSettings(BaseSettings):
     mixed_precision: bool = False
     """Another way to ask for `fast`, as earlier deployments did. One that contradicts the precision is refused."""
     quantization: Literal["none", "int8"] = "none"
-    """`int8` is another way to ask for `small`. One that contradicts the precision is refused."""
+    """`int8` is another way to ask for `small`; `off` and `false` mean `none`. One that contradicts the precision is refused."""
     max_batch_size: int | None = pydantic.Field(default=None, gt=0, le=4096)
     """The most texts in one run of the model. Unset: 64 on a CPU, 512 on a GPU."""
     max_batch_tokens: int | None = pydantic.Field(default=None, gt=0)
@@ -115,17 +115,23 @@ class WorkerSettings(BaseSettings):
         except ValueError as exc:
             raise ValueError('it must be a JSON object of names, such as {"our-model": "minilm"}') from exc
 
+    @pydantic.field_validator("quantization", mode="before")
+    @classmethod
+    def _switched_off(cls, value: object) -> object:
+        return "none" if str(value).lower() in {"off", "false", "no", "0"} else value
+
     @pydantic.model_validator(mode="after")
     def _agree(self) -> WorkerSettings:
         """Let the three settings that speak of precision say one thing."""
-        given = self.model_fields_set
-        asked = {"fast"} if self.mixed_precision else set()
-        asked |= {"small"} if self.quantization == "int8" else set()
-        asked |= {self.precision} if "precision" in given else set()
+        prefix = str(self.model_config.get("env_prefix", ""))
+        asking = {f"{prefix}PRECISION or --precision": self.precision} if "precision" in self.model_fields_set else {}
+        asking |= {f"{prefix}MIXED_PRECISION": "fast"} if self.mixed_precision else {}
+        asking |= {f"{prefix}QUANTIZATION": "small"} if self.quantization == "int8" else {}
+        asked = set(asking.values())
         if len(asked) > 1:
             raise ValueError(
-                f"{' and '.join(sorted(asked))} are asked for: by precision, by mixed_precision (which asks for fast), or by quantization "
-                "(int8 asks for small); set precision alone"
+                f"{' and '.join(sorted(asked))} are asked for: "
+                f"{', '.join(f'{name} asks for {precision}' for name, precision in asking.items())}; set precision alone"
             )
         object.__setattr__(self, "precision", next(iter(asked), "exact"))  # frozen for everybody but this
         return self

@@ -125,8 +125,17 @@ def test_settings_that_contradict_each_other_are_refused(monkeypatch: pytest.Mon
     """Settings that contradict each other are refused, with both names of what they ask for."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="set precision alone"):
+    with pytest.raises(ConfigError, match="set precision alone") as told:
         load_worker_settings(EmbedSettings)
+    assert all(f"{name} " in str(told.value) for name in environment), "whoever reads it has to find what to take away"
+
+
+@pytest.mark.parametrize("value", ["off", "false", "False", "0", "none", ""])
+def test_quantization_is_switched_off_in_words_of_an_earlier_deployment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """What meant no quantization elsewhere means none here."""
+    monkeypatch.setenv("EMBED_QUANTIZATION", value)
+    settings = load_worker_settings(EmbedSettings)
+    assert (settings.quantization, settings.precision) == ("none", "exact")
 
 
 @pytest.mark.parametrize("device", ["gpu:x", "gpu:-1", "gpu:", "cuda", "gpu:MIG-", "GPU"])
