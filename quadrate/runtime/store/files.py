@@ -71,8 +71,8 @@ def _graph(names: list[str], origin: str, graph: str) -> list[str]:
     if graph not in names:
         raise StoreError(f"{origin} has no {graph}; correct `graph` in the model's card.")
     folder = graph.rpartition("/")[0]
-    others = [name for name in names if name.rpartition("/")[0] == folder and folder and not _OF_ANOTHER.search(name)]
-    return sorted({*others, *(name for name in names if name.startswith(graph))})
+    beside = [name for name in names if name.rpartition("/")[0] == folder and name != f"{folder}/.."]
+    return [name for name in beside if name.startswith(graph) or (folder and not _OF_ANOTHER.search(name))]
 
 
 def sha256(path: Path) -> str:
