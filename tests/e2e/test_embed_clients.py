@@ -11,6 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import cohere
+import grpc
 import httpx
 import numpy as np
 import openai
@@ -18,8 +19,10 @@ import pytest
 import yaml
 from openai import OpenAI
 
-from quadrate.client import AsyncClient, Client
+from quadrate.client import AsyncClient, Client, requests
+from quadrate.client.requests import EmbedOptions
 from quadrate.errors import InvalidArgument
+from quadrate.v1 import embed_pb2_grpc
 from quadrate.vectors import ranges
 from tests.tiny_models import write_bge_m3, write_splade
 
@@ -255,11 +258,13 @@ def test_refusals_reach_our_client_as_classes(client: Client) -> None:
 def test_multi_vectors_too_large_for_a_message_or_for_json_are_refused(tiny: Mesh, tiny_rest: httpx.Client) -> None:
     """64 MiB over gRPC, the same in JSON over REST; fewer inputs or a smaller value type are served."""
     texts = [[7] * 390] * 700
-    with Client(tiny.edge, texts_per_request=700) as client:
-        with pytest.raises(InvalidArgument, match="at most 67043328 are sent") as refusal:
-            client.embed(texts, model="long", outputs="multi_vector")
-        assert refusal.value.code == "answer_too_large"
-        assert client.embed(texts[:2], model="long", outputs="multi_vector").multi_vectors[1].shape == (391, 64)
+    request = EmbedOptions("long", outputs="multi_vector").request(requests.inputs(texts))
+    with grpc.insecure_channel(tiny.edge) as channel, pytest.raises(grpc.RpcError, match="at most 67043328 are sent") as refusal:
+        embed_pb2_grpc.EmbedServiceStub(channel).Embed(request)
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with Client(tiny.edge, texts_per_request=700) as client:  # which asks for less at a time
+        found = client.embed(texts, model="long", outputs="multi_vector").multi_vectors
+    assert (len(found), found[699].shape) == (700, (391, 64))
     inputs = [{"token_ids": {"ids": ids}} for ids in texts[:400]]
     answer = tiny_rest.post("/quadrate/v1/embed", json={"model": "long", "inputs": inputs, "outputs": ["MULTI_VECTOR"]})
     assert answer.status_code == 400, answer.text
