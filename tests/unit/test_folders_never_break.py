@@ -159,6 +159,10 @@ def test_a_limit_that_leaves_no_room_for_a_text_is_refused(tmp_path: Path) -> No
         (QWEN3, {"attention_bias": "false"}, "attention_bias"),
         (MODERNBERT, {"norm_bias": "false"}, "norm_bias"),
         (NOMIC, {"rotary_emb_fraction": 1.5}, "rotary_emb_fraction"),
+        (QWEN3, {"max_position_embeddings": 2**40}, "1099511627776 positions"),
+        (NOMIC, {"n_positions": 2**40}, "1099511627776 positions"),
+        (MODERNBERT, {"local_attention": -1}, "local_attention"),
+        (T5, {"relative_attention_max_distance": 2**40}, "1099511627776"),
     ],
 )
 def test_what_changes_the_meaning_without_a_word_is_refused(good: Path, config: dict[str, Any], changes: dict[str, Any], said: str) -> None:
@@ -177,6 +181,13 @@ def test_mt5_has_a_gate_unless_its_config_says_otherwise(good: Path) -> None:
         write(path, "config.json", {**plain, "model_type": kind})
         gates.append(getattr(folder.read(path, card(path)).encoder, "gated"))  # noqa: B009 - of this family alone
     assert gates == [False, True]
+
+
+def test_a_window_wider_than_the_longest_text_shows_all_of_it(good: Path) -> None:
+    """A ModernBERT's near layers may see more than any text has, however much it is."""
+    path = again(good)
+    write(path, "config.json", {**MODERNBERT, "local_attention": 2**40})
+    assert getattr(folder.read(path, card(path)).encoder, "window") == 8192  # noqa: B009 - of this family alone
 
 
 def test_one_pooling_may_stand_in_a_list_and_two_may_not(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class ModernBert(Encoder):
             vocabulary_size=config.integer("vocab_size"),
             max_positions=positions,
             kinds=_kinds(config, layer_count),
-            window=config.integer("local_attention", 128) // 2,
+            window=_window(config, positions),
             ropes=_ropes(config, width // heads, positions),
             epsilon=config.number("norm_eps", 1e-5),
             activation=config.choice("hidden_activation", layers.ACTIVATIONS, "gelu"),
@@ -121,6 +121,14 @@ def _kinds(config: JsonFile, count: int) -> tuple[Kind, ...]:
     if not isinstance(found, list) or len(found) != count or any(kind not in ("full_attention", "sliding_attention") for kind in found):
         raise ConfigError(f"{config.path}: layer_types is {found!r}; {count} of 'full_attention' and 'sliding_attention' are served.")
     return cast("tuple[Kind, ...]", tuple(found))
+
+
+def _window(config: JsonFile, positions: int) -> int:
+    """Return how far layers see that see what is near: half of local_attention to each side."""
+    width = config.integer("local_attention", 128)
+    if width < 1:
+        raise ConfigError(f"{config.path}: local_attention is {width}; it must be 1 or more.")
+    return min(width // 2, positions)
 
 
 def _ropes(config: JsonFile, width: int, positions: int) -> tuple[Rope, Rope]:

@@ -92,6 +92,7 @@ class NomicBert(Encoder):
         if "rotary_scaling_factor" in config:
             # Beyond the positions it was trained with, all angles would depend on the length of the text.
             positions = min(positions, config.integer("max_trained_positions", 2048))
+        rotation.check_positions(config, positions)
         head = width // max(heads, 1)
         turned = round(head * config.number("rotary_emb_fraction", 0.0))
         if not 2 <= turned <= head or turned % 2:  # noqa: PLR2004 - values are turned in pairs

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from quadrate.runtime.jsonfile import JsonFile
 
 
+MOST_POSITIONS = 2**20
+"""Each has a row in the tables of angles."""
+
+
 def read(config: JsonFile, said: Any, *, width: int, positions: int, base: float) -> Rope:
     """Return the rotation that a config's `rope_parameters` or `rope_scaling` describes.
 
@@ -26,6 +30,7 @@ def read(config: JsonFile, said: Any, *, width: int, positions: int, base: float
     """
     if width < 2 or width % 2:  # noqa: PLR2004 - values are turned in pairs
         raise ConfigError(f"{config.path}: {width} values of a head cannot be turned in pairs; fetch the model again.")
+    check_positions(config, positions)
     config.refuse_unless("partial_rotary_factor", 1)
     found = said or {}
     if not isinstance(found, dict):
@@ -39,6 +44,12 @@ def read(config: JsonFile, said: Any, *, width: int, positions: int, base: float
     given = found.get("rope_theta")
     theta = _positive(config, "rope_theta", base if given is None else given)
     return Rope(width=width, base=theta, positions=positions, stretch=stretch)
+
+
+def check_positions(config: JsonFile, positions: int) -> None:
+    """Raise ConfigError for more positions than tables are written for."""
+    if positions > MOST_POSITIONS:
+        raise ConfigError(f"{config.path}: {positions} positions; this version serves models of up to {MOST_POSITIONS}.")
 
 
 def _positive(config: JsonFile, key: str, value: Any) -> float:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_POSITIONS = 1024
 """There is no table of positions; what a model was trained for says its tokenizer or its sentence_bert_config.json, as a rule 512 tokens.
 The bias of distances makes the memory of a run grow with the square of a text's length, so there is an end."""
+MOST_DISTANCE = 2**16
+"""Each distance up to the greatest that counts has a place in the graph, for each head."""
 _HEADROOM_BITS = 6
 """Powers of two by which the inner rows of feed-forward layers may exceed float16."""
 
@@ -81,7 +83,7 @@ class T5(Encoder):
         )
         # Heads may be wider together than a state: they do not divide it.
         check_heads(config, encoder.heads, encoder.heads, encoder.layers)
-        if encoder.buckets < 4 or encoder.max_distance <= encoder.buckets // 4:  # noqa: PLR2004 - two directions, near and far in each
+        if encoder.buckets < 4 or not encoder.buckets // 4 < encoder.max_distance <= MOST_DISTANCE:  # noqa: PLR2004 - two directions, near and far in each
             raise ConfigError(
                 f"{config.path}: {encoder.buckets} buckets for distances up to {encoder.max_distance}; fetch the model again."
             )
