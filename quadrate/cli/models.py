@@ -53,7 +53,7 @@ def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision
         make_golden: Whether to write the golden vectors of what each model gives now, in exact arithmetic, instead of comparing them.
         precision: The class of arithmetic that is compared.
     """
-    verdicts = set()
+    verdicts, fetchable = set(), False
     for alias, card in _cards(config, aliases).items():
         stored, lines = _hashed(alias, card)
         verdict = "damaged" if lines else "good" if stored else "not in the store"
@@ -63,7 +63,8 @@ def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision
         print("\n".join([f"{alias}: {verdict}", *(f"  {line}" for line in lines)]))
         if verdict != "not in the store" or alias in aliases:
             verdicts.add(verdict)
-    if verdicts & {"damaged", "not in the store"}:
+            fetchable |= verdict in {"damaged", "not in the store"} and not isinstance(card.source, FolderSource)
+    if fetchable:
         print("`quadrate models pull ALIAS` gets a model anew where a file is missing or damaged.")
     return int(bool(verdicts - {"good"}))
 

@@ -49,7 +49,9 @@ def test_a_model_that_is_not_here_or_cannot_be_read_is_told(tmp_path: Path, caps
     """A folder without a model, one that cannot be served, and a name that nobody described are named with the reason."""
     describe(tmp_path, tmp_path / "nowhere")
     assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 1
-    assert "is no folder" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is no folder" in said
+    assert "models pull" not in said, "a folder of one's own is nowhere to be fetched from"
     folder = write_tiny_model(tmp_path / "model")
     describe(tmp_path, folder, golden="golden.json")
     assert models.verify(tmp_path, ["tiny"], make_golden=False, precision="exact") == 1
