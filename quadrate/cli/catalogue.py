@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Given:
         alias, separator, source = text.partition("=")
         if not separator or not alias or not source:
             raise ConfigError(f"--model {text}: write ALIAS=FOLDER or ALIAS=ORG/NAME, for example my-model=BAAI/bge-small-en-v1.5.")
+        if not _ALIAS.fullmatch(alias):
+            raise ConfigError(f"--model {text}: an alias is letters, digits, `.`, `_` and `-`, 64 at most, the first a letter or a digit.")
         folder = Path(source).expanduser().absolute()
         if source.startswith(("/", ".", "~")) or folder.is_dir():
             return cls(alias, folder, "", None)

@@ -159,6 +159,13 @@ def test_a_model_flag_without_both_sides_is_refused(flag: str) -> None:
         catalogue.Given.parse(flag)
 
 
+@pytest.mark.parametrize("alias", ["my model", "-mine", "us/mine", "m" * 65])
+def test_an_alias_that_cannot_be_one_is_told(alias: str) -> None:
+    """The alias is shown, and what one is made of."""
+    with pytest.raises(ConfigError, match=f"--model {alias}=/m: an alias is letters, digits"):
+        catalogue.Given.parse(f"{alias}=/m")
+
+
 @pytest.mark.parametrize(("text", "said"), [("[]", "is no JSON object"), ("{", "is no JSON object")])
 def test_a_damaged_model_folder_is_named(tmp_path: Path, text: str, said: str) -> None:
     """A config.json that cannot be read is told with its folder."""
