@@ -64,6 +64,10 @@ Workers = Annotated[
         help="A worker's own gRPC port. May be repeated. Default: where models of its task are on this machine.",
     ),
 ]
+LookedAt = Annotated[
+    list[str] | None,
+    typer.Option("--worker", metavar="HOST:PORT", help="Ask this worker, by its own gRPC port. May be repeated. Default: ask none."),
+]
 AllAliases = Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Models of models.yaml. Default: all.")]
 
 
@@ -269,7 +273,7 @@ def check(*, as_json: AsJson = False) -> None:
 
 
 @models_app.command("list")
-def models_list(*, config: Config = None, worker: Workers = None, as_json: AsJson = False) -> None:
+def models_list(*, config: Config = None, worker: LookedAt = None, as_json: AsJson = False) -> None:
     """Show the models that models.yaml describes, and which are here; or with --worker those that workers have loaded."""
     from quadrate.cli import admin, models  # noqa: PLC0415
 
@@ -277,7 +281,7 @@ def models_list(*, config: Config = None, worker: Workers = None, as_json: AsJso
 
 
 @models_app.command("show")
-def models_show(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+def models_show(alias: OneAlias, *, config: Config = None, worker: LookedAt = None) -> None:
     """Print all that is known of a model, as JSON; or with --worker what a worker serves under this name."""
     from quadrate.cli import admin, models  # noqa: PLC0415
 
