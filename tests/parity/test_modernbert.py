@@ -56,6 +56,16 @@ def test_pooled_vectors_are_those_of_transformers(tmp_path: Path, variant: str) 
     folders.compare(folders.session(path, pooling="cls"), "pooled", texts, lambda text: states(text)[0])
 
 
+@pytest.mark.parametrize("reach", [1, 2, 33, 128, 200, 2000])
+def test_texts_that_end_at_the_edges_of_blocks_are_seen_alike(tmp_path: Path, reach: int) -> None:
+    """Windows of any width, odd ones and those wider than texts, in texts that end before, at and behind a block's end."""
+    model = make("ModernBertModel", local_attention=reach)
+    states = folders.states(model)
+    edges = [block + beside for block in (64, 128, 192, 256) for beside in (-1, 0, 1)]
+    opened = folders.session(folders.save(model, tmp_path))
+    folders.compare(opened, "pooled", folders.readings((1, *edges, 320, 511, 512)), lambda text: states(text).mean(0))
+
+
 def test_token_vectors_are_those_of_transformers(tmp_path: Path) -> None:
     """Token vectors are transformers' last hidden states, brought to length one."""
     model = make("ModernBertModel")

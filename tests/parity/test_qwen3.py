@@ -66,6 +66,27 @@ def test_pooled_vectors_are_those_of_transformers(tmp_path: Path, changes: dict[
         folders.compare(folders.session(path, pooling=pooling), "pooled", texts, expected)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {},
+        {"rope_theta": 3e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 7e4}},
+    ],
+)
+def test_older_files_say_positions_in_keys_of_their_own(tmp_path: Path, said: dict[str, Any]) -> None:
+    """What a config.json of older files says of positions, alone or beside what newer ones say, is read as transformers reads it."""
+    import transformers
+
+    path = folders.save(make(), tmp_path)
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    del config["rope_parameters"]
+    (path / "config.json").write_text(json.dumps(config | said), "utf-8")
+    states = folders.states(transformers.Qwen3Model.from_pretrained(path).eval())
+    folders.compare(folders.session(path, pooling="last"), "pooled", folders.readings((1, 40, 512)), lambda text: states(text)[-1])
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_checkpoint_with_a_language_model_serves_its_states(tmp_path: Path, *, tied: bool) -> None:
     """The states inside a Qwen3ForCausalLM, whose names have a prefix, are the same, whether it shares its word table or not."""
