@@ -210,7 +210,11 @@ class Engine:
 
     def _compare(self, row: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
         agreement = AGREEMENT[self.model.precision]
-        if not np.isfinite(row).all() or np.abs(row - alone).max() > agreement * max(1.0, float(np.abs(alone).max())):
+        if not (np.isfinite(row).all() and np.isfinite(alone).all()):
+            raise ConfigError(
+                f"{self.model.alias}: it answers with numbers that are not finite; the model is not served. Check its weights."
+            )
+        if np.abs(row - alone).max() > agreement * max(1.0, float(np.abs(alone).max())):
             raise ConfigError(f"{self.model.alias}: the canary's answer alone is not that in a batch; the model is not served.")
 
 

@@ -187,6 +187,19 @@ async def test_a_model_with_wrong_golden_vectors_is_not_served_from_the_start(ca
         assert "(and 9 more); the model is not served" in made.worker.catalogue.entry("tiny").reason
 
 
+async def test_a_model_that_answers_with_no_numbers_is_not_served(catalogue: Path) -> None:
+    """Weights that hold a NaN are told as such; the revision that answers right goes on."""
+    async with running("embed", catalogue, "tiny") as made:
+        before = (await card_of(made)).revision
+        weights = tiny_weights(tiny_config())
+        weights["encoder.layer.0.output.dense.bias"][0] = np.nan
+        folder = write_tiny_model(catalogue.parent / "broken", weights=weights)
+        change(catalogue, "tiny", source={"type": "folder", "path": str(folder)})
+        with pytest.raises(grpc.aio.AioRpcError, match="numbers that are not finite"):
+            await load(made)
+        assert (await made.embed.Embed(HELLO)).provenance.revision == before
+
+
 async def test_a_model_that_is_unloaded_is_gone_until_it_is_loaded(catalogue: Path) -> None:
     """After it was unloaded a model is NOT_FOUND and NOT_SERVING, its worker is unavailable without it; loading brings it back."""
     async with running("embed", catalogue, "tiny") as made:
