@@ -162,7 +162,7 @@ class Batch:
         crowd: How many runs, at its start, shared each core.
         predicted: How long it should take.
         abandoned: Whether it is stuck, and another thread took its runner's place.
-        shared: Answers that it gave beyond one for each text: to those who sent the same.
+        sharers: Who got an answer besides each text's own request: those who sent the same.
     """
 
     lane: Lane
@@ -177,7 +177,7 @@ class Batch:
     ended_ns: int = 0
     span: SpanContext | None = None
     abandoned: bool = False
-    shared: int = 0
+    sharers: list[Job] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:

@@ -319,7 +319,7 @@ class Scheduler:
             for job in finished:
                 if not job.future.done():
                     job.future.set_result(None)
-            batch.texts = []  # a job knows its batches: what both hold would otherwise wait for the garbage collector
+            batch.texts, batch.sharers = [], []  # a job knows its batches: what both hold would otherwise wait for the garbage collector
 
     # On the runners' threads.
 
@@ -464,7 +464,7 @@ class Scheduler:
                 text.twins.clear()
                 for twin in waiting:
                     self._give(batch, twin, rows, finished)
-                batch.shared += max(0, len(waiting) - 1)
+                batch.sharers += [twin.job for twin in waiting if twin is not text]
         return finished
 
     @staticmethod

@@ -33,13 +33,14 @@ class TelemetryMeter:
         self._metrics.counter(f"{name}_documents_total", model).inc(texts)
         if batch.is_long:
             self._metrics.counter(f"{name}_long_texts_total", model).inc(texts)
-        if batch.shared:
-            self._metrics.counter(f"{name}_shared_answers_total", model).inc(batch.shared)
+        if batch.sharers:
+            self._metrics.counter(f"{name}_shared_answers_total", model).inc(len(batch.sharers))
         if self._traces.on:
             self._send(batch, tokens)
 
     def _send(self, batch: Batch, tokens: int) -> None:
-        traces = {id(text.job): text.job.trace for text in batch.texts if text.job.trace is not None}
+        jobs = (*(text.job for text in batch.texts), *batch.sharers)
+        traces = {id(job): job.trace for job in jobs if job.trace is not None}
         attributes = {
             "quadrate.model": batch.lane.name,
             "quadrate.texts": len(batch.texts),

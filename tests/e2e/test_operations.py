@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BODIES = {
     "/v1/embeddings": {"model": "minilm", "input": "hello"},
     "/v1/rerank": {"model": "minilm-rerank", "query": "a", "documents": ["b"]},
+    "/v2/embed": {"model": "minilm", "texts": ["hello"], "input_type": "search_query", "embedding_types": ["float"]},
     "/v2/rerank": {"model": "minilm-rerank", "query": "a", "documents": ["b"]},
     "/quadrate/v1/embed": {"model": "minilm", "inputs": [{"text": "hello"}]},
     "/quadrate/v1/rerank": {"model": "minilm-rerank", "query": "a", "documents": [{"text": "b"}]},

@@ -605,7 +605,7 @@ async def test_identical_texts_under_way_run_once() -> None:
         made.session.gate.set()
         assert await asyncio.gather(first, joins_a_run, *waiting, other) == [[0], [0], [5], [5], [5], [5]]
         assert [texts for texts, _ in made.session.runs] == [[0], [5, 5]]  # of 10 and of 11 tokens
-        assert sum(batch.shared for batch in made.notes.batches) == 3
+        assert sum(len(batch.sharers) for batch in made.notes.batches) == 3
         assert not made.lane.flying
         readings = [Reading.of(np.full(10, 9, np.int32))] * 2
         job = await made.scheduler.run(made.lane, readings, outputs=["unit"], deadline=None)
