@@ -65,6 +65,7 @@ def test_a_graph_of_the_folders_own_takes_the_place_of_weights() -> None:
         (["config.json", "model.safetensors"], "it has no tokenizer.json"),
         (["model.safetensors"], "no config.json and no tokenizer.json"),
         ([*BASE, "model.ckpt"], "model.ckpt is a pickle, which may run code, and is not opened"),
+        ([*BASE, "onnx/model.onnx"], "or have its own graph run by `graph: onnx/model.onnx` in the model's card."),
         ([*BASE, "tf_model.h5"], "no model.safetensors and no pytorch_model.bin; convert"),
         ([*BASE, "model.safetensors.index.json"], "no model.safetensors and no pytorch_model.bin; convert"),
     ],

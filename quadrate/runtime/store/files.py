@@ -57,10 +57,15 @@ def _weights(names: list[str], origin: str) -> list[str]:
         told = f" ({others[0]} is a pickle, which may run code, and is not opened)" if others else ""
         raise StoreError(
             f"{origin} has no model.safetensors and no pytorch_model.bin{told}; convert the weights with "
-            "save_pretrained(safe_serialization=True)."
+            f"save_pretrained(safe_serialization=True){_or_its_graph(names)}."
         )
     modules = [name for name in names if (match := _MODULE.fullmatch(name)) and _is_first(match, names)]
     return [*found, *modules, *(name for name in names if _HEADS.fullmatch(name))]
+
+
+def _or_its_graph(names: list[str]) -> str:
+    graph = next((name for name in names if name.endswith(".onnx")), None)
+    return f", or have its own graph run by `graph: {graph}` in the model's card" if graph else ""
 
 
 def _is_first(module: re.Match[str], names: list[str]) -> bool:
