@@ -114,7 +114,8 @@ def _on_gpu(gpu: Gpu, precision: Precision) -> Way:
 def _check_bfloat16() -> None:
     if importlib.util.find_spec("openvino") is None:
         raise ConfigError(
-            "precision fast on a CPU needs OpenVINO, which is not installed: pip install 'quadrate[openvino]'. Without it: small or exact."
+            "precision fast on a CPU needs OpenVINO, which is not installed: `make install-openvino` in a checkout, or "
+            "pip install 'quadrate[openvino]'. Without it: small or exact."
         )
     if "BF16" not in _openvino_capabilities():
         raise ConfigError(
