@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 TEXTS = 1_000
+MANY_TEXTS = 8_192
+"""Thirty-two callers of 32 texts have a thousand under way at once, and what is alike among them would be computed once."""
 WARM_UP_SECONDS, SAMPLE_SECONDS, REST_SECONDS = 30.0, 5.0, 10.0
 QUADRATE = (sys.executable, "-m", "quadrate.cli")
 
@@ -188,7 +190,7 @@ def compare(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, 
 def rest(options: argparse.Namespace) -> dict[str, Any]:
     """Texts a second over REST against the engine in process, fed as by as many callers."""
     texts = corpus.paragraphs(TEXTS)
-    one, many = bodies_of(texts, 1), bodies_of(texts, 32)
+    one, many = bodies_of(texts, 1), bodies_of(corpus.paragraphs(MANY_TEXTS), 32)
     latencies: dict[str, list[Load]] = {"1": [], "32": []}
 
     def over_rest(size: int, bodies: list[str]) -> float:
