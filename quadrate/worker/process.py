@@ -109,7 +109,7 @@ class Worker:
     async def _watch(self) -> None:
         """Look for stuck runs and tell how much waits, once a second."""
         metrics, prefix = self._telemetry.metrics, self._telemetry.prefix
-        runs = trimmed = busy_seconds = 0
+        runs = trimmed = busy_seconds = floor_bytes = 0
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.scheduler.watch()
@@ -117,7 +117,9 @@ class Worker:
             busy_seconds += 1
             if runs != trimmed and (runs == before or busy_seconds >= TRIM_SECONDS):  # a second of rest after work, or long work
                 trimmed, busy_seconds = runs, 0
-                await asyncio.to_thread(memory.give_back)
+                if memory.resident_bytes() > floor_bytes + memory.WORTH_BYTES:
+                    await asyncio.to_thread(memory.give_back)
+                    floor_bytes = memory.resident_bytes()
             for alias, (tokens, seconds) in self.scheduler.queued().items():
                 metrics.gauge(f"{prefix}_queue_tokens", alias).set(tokens)
                 metrics.gauge(f"{prefix}_queue_estimated_seconds", alias).set(seconds)
