@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import platform
 import statistics
 import sys
@@ -37,7 +36,7 @@ import peers
 from quadrate.config import lock
 from quadrate.config.worker import EmbedSettings, Precision, usable_cores
 from quadrate.errors import ConfigError
-from quadrate.runtime import engine, memory, store
+from quadrate.runtime import engine, memory, processor, store
 from quadrate.runtime.engine import Engine, Model
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
@@ -265,12 +264,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Return what figures were measured on."""
-    return {"processor": _processor(), "cores": usable_cores(), "python": platform.python_version()}
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []  # noqa: PTH110 - reads as it is
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"processor": processor.name(), "cores": usable_cores(), "python": platform.python_version()}
 
 
 def main() -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from quadrate.config.worker import usable_cores
-from quadrate.runtime import gpus
+from quadrate.runtime import gpus, processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from quadrate.runtime.gpus import Gpu, Gpus
 
-_CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "bf16", "i8mm")
 """Those that decide how fast a model runs: x86's and ARM's."""
 _ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
@@ -49,12 +46,12 @@ def look(found: Gpus | None = None) -> dict[str, Any]:
 
 
 def _processor() -> dict[str, Any]:
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    if _CPUINFO.is_file():
-        fields = dict(part for line in _CPUINFO.read_text().splitlines() if len(part := [word.strip() for word in line.split(":", 1)]) == 2)  # noqa: PLR2004
-        name = fields.get("model name", name)
-        flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return {"name": name, "usable_cores": usable_cores(), "instructions": [known for known in _INSTRUCTIONS if known in flags]}
+    found = processor.instructions()
+    return {
+        "name": processor.name(),
+        "usable_cores": usable_cores(),
+        "instructions": [known for known in _INSTRUCTIONS if known in found],
+    }
 
 
 def _version(package: str) -> str:

@@ -136,22 +136,28 @@ class Scheduler:
             raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
         texts, whose = len(readings), self._tenants.of(tenant)
         job = Job(lane, tuple(outputs), deadline, whose, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
-        timer = None
         try:
             self._submit(job, readings)
-            if deadline is not None:
-                timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._expire, job)
+            await self._answer(job)
+        finally:
+            whose.jobs -= 1
+            self._jobs.discard(job)
+            job.twinned.clear()
+        return job
+
+    async def _answer(self, job: Job) -> None:
+        """Wait for a job's end, at the latest until its deadline."""
+        timer = None
+        if job.deadline is not None:
+            timer = self._loop.call_later(max(0.0, job.deadline - self._clock()), self._expire, job)
+        try:
             await job.future
         except asyncio.CancelledError:
             self._end(job, "cancelled")
             raise
         finally:
-            whose.jobs -= 1
-            self._jobs.discard(job)
-            job.twinned.clear()
             if timer is not None:
                 timer.cancel()
-        return job
 
     def busy(self, lane: Lane) -> bool:
         """Whether a request of a model waits or a run of it goes on, be it for callers who have gone."""

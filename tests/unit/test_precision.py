@@ -78,10 +78,10 @@ def test_a_gpu_is_found_by_number_or_uuid(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_class_that_a_processor_cannot_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without OpenVINO or the instructions, `fast` and `small` are refused, and the message says what can be had."""
-    monkeypatch.setattr(way, "_processor_flags", lambda: frozenset(("avx2",)))
+    monkeypatch.setattr(way.processor, "instructions", lambda: frozenset(("avx2",)))
     with pytest.raises(ConfigError, match=r"VNNI.*Set the precision to exact"):
         choose("cpu", "small")
-    monkeypatch.setattr(way, "_processor_flags", lambda: VNNI)
+    monkeypatch.setattr(way.processor, "instructions", lambda: VNNI)
     assert choose("cpu", "small") == way.Way("small", CPU, "int8")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"quadrate\[openvino\].*small or exact"):

@@ -9,17 +9,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import onnxruntime
 
 from quadrate.config.worker import Precision
 from quadrate.errors import ConfigError
+from quadrate.runtime import processor
 from quadrate.runtime.sessions import gpu as gpus
 from quadrate.runtime.sessions.gpu import Gpu
 
@@ -32,7 +31,6 @@ CUDA = "CUDAExecutionProvider"
 OPENVINO = "OpenVINO"
 
 _KERNELS: dict[str, Kernels] = {CPU: "onnxruntime", OPENVINO: "openvino"}
-_PROCESSOR = Path("/proc/cpuinfo")
 _INT8 = frozenset(("avx512_vnni", "avx_vnni"))
 
 
@@ -125,7 +123,7 @@ def _check_bfloat16() -> None:
 
 
 def _check_int8() -> None:
-    if not _INT8 & _processor_flags():
+    if not _INT8 & processor.instructions():
         raise ConfigError(
             "precision small needs 8-bit dot products (AVX512_VNNI or AVX_VNNI), which this processor does not have. "
             "Set the precision to exact."
@@ -137,11 +135,3 @@ def _openvino_capabilities() -> frozenset[str]:
     import openvino  # noqa: PLC0415 - an extra, and slow to import
 
     return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-
-
-def _processor_flags() -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        for line in _PROCESSOR.read_text("utf-8").splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
