@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.auth import Authenticator, Principal
+    from gateway.auth.keys import Authenticator
+    from gateway.auth.principal import Principal
     from quadrate.server import Call
 
 

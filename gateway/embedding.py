@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.reading import check_ids, check_reader, check_total, fit, prompt_for, tokenize, truncation_for
-from gateway.routes import EMBED
+from gateway.upstreams.errand import Errand
+from gateway.upstreams.routes import EMBED
 from gateway.work import check_contents
 from quadrate import forms
 from quadrate.errors import Internal, InvalidArgument
@@ -15,14 +16,15 @@ from quadrate.v1 import embed_pb2, options_pb2
 from quadrate.vectors import FLOAT32S, row_bytes
 
 if TYPE_CHECKING:
-    from gateway.auth import Principal
+    from gateway.auth.principal import Principal
+    from gateway.dispatch import Dispatch
     from gateway.reading import Tokens
-    from gateway.replica import Facts
-    from gateway.routes import Pool, Routes
+    from gateway.upstreams.pool import Pool
+    from gateway.upstreams.replica import Facts
+    from gateway.upstreams.routes import Routes
     from gateway.work import EmbedWork
     from quadrate.forms import Wanted
     from quadrate.server import Call
-    from quadrate.telemetry import Metrics
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
 
@@ -35,9 +37,9 @@ _FLOAT_CHARACTERS = 14
 class Embedding:
     """Serves embeddings over the routes."""
 
-    def __init__(self, routes: Routes, metrics: Metrics, *, max_request_tokens: int) -> None:
+    def __init__(self, routes: Routes, dispatch: Dispatch, *, max_request_tokens: int) -> None:
         self._routes = routes
-        self._metrics = metrics
+        self._dispatch = dispatch
         self._max_request_tokens = max_request_tokens
 
     async def embed(self, work: EmbedWork, principal: Principal, call: Call) -> embed_pb2.EmbedResponse:
@@ -50,13 +52,12 @@ class Embedding:
             prompt = prompt_for(facts.card, work.reading)
         with call.trace.stage("tokenise"):
             tokens = await self._tokenize(work, facts, prompt)
-        call.log["tokens"] = tokens.total
         _check_json_size(tokens, wanted, facts.card, call)
         request = _request(facts.card, tokens, wanted)
-        answer: embed_pb2.EmbedResponse = await pool.send("embed", request, read_by=facts, tokens=tokens.total, call=call)
+        errand = Errand(method="embed", request=request, read_by=facts, tokens=tokens.total, principal=principal)
+        answer: embed_pb2.EmbedResponse = await self._dispatch.send(pool, errand, call)
         _complete(answer, work, prompt, tokens)
         answer.timings.total_seconds = time.perf_counter() - started
-        self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
         return answer
 
     def _validate(self, work: EmbedWork, principal: Principal, call: Call) -> Pool:

@@ -10,8 +10,9 @@ from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
 
 if TYPE_CHECKING:
-    from gateway.auth import Principal
-    from gateway.routes import Pool, Routes
+    from gateway.auth.principal import Principal
+    from gateway.upstreams.pool import Pool
+    from gateway.upstreams.routes import Routes
     from gateway.work import EmbedWork
     from quadrate.server import Call
     from quadrate.tokenizer import TextTokenizer

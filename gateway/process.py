@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
-from gateway import description
 from gateway.admission import Admission
-from gateway.auth import Authenticator
-from gateway.cohere import CohereService
+from gateway.auth.keys import Authenticator
+from gateway.dispatch import Dispatch
+from gateway.doors import description
+from gateway.doors.cohere import CohereService
+from gateway.doors.native import EmbedService, ModelService, RerankService
+from gateway.doors.openai import OpenAiService
 from gateway.embedding import Embedding
 from gateway.mesh_metrics import MeshMetrics
 from gateway.models import Models
-from gateway.native import EmbedService, ModelService, RerankService
-from gateway.openai import OpenAiService
 from gateway.readiness import Readiness
 from gateway.reranking import Reranking, RerankLimits
-from gateway.routes import Routes
+from gateway.upstreams.routes import Routes
 from quadrate.config.auth import load_auth
 from quadrate.config.gateway import not_yet_used
 from quadrate.config.rate_limits import load_rate_limits
@@ -59,15 +60,15 @@ class Gateway:
         _tell_what_is_not_enforced(settings)
 
     def _services(self, admission: Admission, telemetry: Telemetry) -> list[Service]:
-        settings, metrics = self.settings, telemetry.metrics
-        embedding = Embedding(self.routes, metrics, max_request_tokens=settings.safe_request_token_limit)
+        settings, dispatch = self.settings, Dispatch(telemetry.metrics)
+        embedding = Embedding(self.routes, dispatch, max_request_tokens=settings.safe_request_token_limit)
         limits = RerankLimits(
             documents=settings.max_documents,
             document_characters=settings.max_document_characters,
             document_tokens=settings.document_token_limit,
             request_tokens=settings.safe_request_token_limit,
         )
-        reranking = Reranking(self.routes, metrics, limits)
+        reranking = Reranking(self.routes, dispatch, limits)
         models = Models(self.routes, list_disabled=settings.allow_disabled_models, max_request_tokens=settings.safe_request_token_limit)
         return [
             EmbedService(admission, embedding),

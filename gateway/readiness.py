@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.routes import EMBED, RERANK
+from gateway.upstreams.routes import EMBED, RERANK
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.routes import Pool, Routes
+    from gateway.upstreams.pool import Pool
+    from gateway.upstreams.routes import Routes
     from quadrate.health import Health
     from quadrate.telemetry import Metrics
 

@@ -12,12 +12,14 @@ from quadrate.v1.options_pb2 import LEFT, NONE, Truncation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.replica import Facts
+    from gateway.upstreams.replica import Facts
     from gateway.work import Content, Name, Reading
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
 
 _TRUNCATIONS = frozenset(Truncation.values())
+_MOST_NAMED = 20
+"""Places that one warning names at most; what is longer helps nobody."""
 
 
 @dataclass(slots=True)
@@ -131,3 +133,11 @@ def check_total(total: int, limit: int, *, names: str) -> None:
             param=names,
             code="too_many_tokens",
         )
+
+
+def name_cut(kind: str, places: Sequence[int]) -> str:
+    """Return a warning's subject and verb: `Text 3 was`, `Texts 0, 3 and 7 more were`."""
+    if len(places) == 1:
+        return f"{kind} {places[0]} was"
+    more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
+    return f"{kind}s {', '.join(map(str, places[:_MOST_NAMED]))}{more} were"

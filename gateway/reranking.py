@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway import told
-from gateway.reading import check_ids, check_reader, check_total, truncation_for
-from gateway.routes import RERANK
+from gateway.reading import check_ids, check_reader, check_total, name_cut, truncation_for
+from gateway.upstreams.errand import Errand
+from gateway.upstreams.routes import RERANK
 from gateway.work import check_contents
 from quadrate.errors import Internal, InvalidArgument
 from quadrate.inputs import empty, refuse_nul
@@ -16,13 +16,14 @@ from quadrate.reranking import DocumentLimits, Question, RerankReader
 from quadrate.v1 import options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
-    from gateway.auth import Principal
-    from gateway.replica import Facts
-    from gateway.routes import Pool, Routes
+    from gateway.auth.principal import Principal
+    from gateway.dispatch import Dispatch
+    from gateway.upstreams.pool import Pool
+    from gateway.upstreams.replica import Facts
+    from gateway.upstreams.routes import Routes
     from gateway.work import RerankWork
     from quadrate.reranking import RerankTokens
     from quadrate.server import Call
-    from quadrate.telemetry import Metrics
     from quadrate.v1.model_pb2 import Model
 
 _QUERY = "query"
@@ -48,9 +49,9 @@ class RerankLimits:
 class Reranking:
     """Serves reranking over the routes."""
 
-    def __init__(self, routes: Routes, metrics: Metrics, limits: RerankLimits) -> None:
+    def __init__(self, routes: Routes, dispatch: Dispatch, limits: RerankLimits) -> None:
         self._routes = routes
-        self._metrics = metrics
+        self._dispatch = dispatch
         self._limits = limits
 
     async def rerank(self, work: RerankWork, principal: Principal, call: Call) -> rerank_pb2.RerankResponse:
@@ -63,13 +64,12 @@ class Reranking:
             reading_started = time.perf_counter()
             tokens = await self._read(work, facts)
             tokenize_seconds = time.perf_counter() - reading_started
-        call.log["tokens"] = tokens.total
         request = _request(work, facts.card, tokens)
-        answer: rerank_pb2.RerankResponse = await pool.send("rerank", request, read_by=facts, tokens=tokens.total, call=call)
+        errand = Errand(method="rerank", request=request, read_by=facts, tokens=tokens.total, principal=principal)
+        answer: rerank_pb2.RerankResponse = await self._dispatch.send(pool, errand, call)
         _complete(answer, work, facts, tokens)
         answer.timings.tokenize_seconds = tokenize_seconds
         answer.timings.total_seconds = time.perf_counter() - started
-        self._metrics.counter("router_tokens_total", pool.alias, principal.name).inc(tokens.total)
         return answer
 
     def _validate(self, work: RerankWork, principal: Principal, call: Call) -> Pool:
@@ -152,5 +152,5 @@ def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts,
         result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
     answer.usage.tokens, answer.usage.tokens_cut = tokens.total, sum(tokens.cut)
     if tokens.places_cut:
-        cut = told.of_cut("Document", tokens.places_cut)
+        cut = name_cut("Document", tokens.places_cut)
         answer.warnings.append(f"{cut} longer than the limit and cut; what was cut did not count towards the score.")

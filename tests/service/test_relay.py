@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from gateway import relay
-from gateway.peers import Peer
-from gateway.relay import BUSY, MOST_INPUTS
+from gateway.upstreams import relay
+from gateway.upstreams.peers import Peer
+from gateway.upstreams.relay import BUSY, MOST_INPUTS
 from quadrate.errors import Cancelled, DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
 from quadrate.health import Health
 from quadrate.server import Call, Server

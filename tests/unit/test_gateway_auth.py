@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from gateway.auth import Authenticator
+from gateway.auth.keys import Authenticator
 from quadrate.config.auth import AuthFile, digest
 from quadrate.config.yamlfile import parse
 from quadrate.errors import PermissionDenied, Unauthenticated

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import body
+from gateway.doors import body
 from quadrate.errors import InvalidArgument
 
 REFUSED = {

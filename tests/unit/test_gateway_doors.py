@@ -9,9 +9,9 @@ import numpy as np
 import orjson
 import pytest
 
-from gateway import told
-from gateway.cohere import form_rerank, read_rerank
-from gateway.openai import form_embedding, read_embedding
+from gateway.doors.cohere import form_rerank, read_rerank
+from gateway.doors.openai import form_embedding, read_embedding
+from gateway.reading import name_cut
 from quadrate.errors import EmptyInput, InvalidArgument, QuadrateError
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 
@@ -217,4 +217,4 @@ def test_rerank_answers_hold_what_every_api_reads() -> None:
 )
 def test_warnings_name_twenty_places_at_most(places: list[int], subject: str) -> None:
     """And say how many more there are."""
-    assert told.of_cut("Text", places) == subject
+    assert name_cut("Text", places) == subject

@@ -8,9 +8,9 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.cohere import read_rerank
-from gateway.cohere_embed import read_embed
-from gateway.openai import read_embedding
+from gateway.doors.cohere import read_rerank
+from gateway.doors.cohere_embed import read_embed
+from gateway.doors.openai import read_embedding
 from gateway.work import check_contents
 from quadrate.errors import QuadrateError
 

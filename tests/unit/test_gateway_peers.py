@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.peers import translate
+from gateway.upstreams.peers import translate
 from quadrate.errors import (
     ERRORS,
     DeadlineExceeded,

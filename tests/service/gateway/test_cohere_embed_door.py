@@ -92,7 +92,7 @@ async def test_long_texts_are_cut_at_the_end_unless_said(door: Door, worker: Fak
 
 async def test_answers_that_no_message_could_carry_are_refused(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """As what they are, not as a worker that is overloaded; so on the OpenAI route."""
-    monkeypatch.setattr("gateway.told.MAX_JSON_BYTES", 500)
+    monkeypatch.setattr("gateway.doors.told.MAX_JSON_BYTES", 500)
     for call, body in ((door.cohere.EmbedV2, BODY), (door.openai.CreateEmbedding, {"model": "fake", "input": ["cat"] * 50})):
         failure = await refused(door.post(call, body))
         assert (failure.status, failure.reason) == ("INVALID_ARGUMENT", "ANSWER_TOO_LARGE")

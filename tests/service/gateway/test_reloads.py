@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gateway.auth.principal import ANONYMOUS
+from gateway.upstreams.errand import Errand
 from quadrate.errors import Unavailable
 from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
 from quadrate.testing.tokenizers import letter_tokenizer
@@ -135,8 +137,9 @@ async def test_a_card_that_cannot_be_used_is_told_and_asked_again(open_door: Cal
         pool = next(pool for pool in door.gateway.routes.pools if pool.alias == "fake")
         await door.until(lambda: not pool.serving)
         assert "its tokenizer has the SHA-256" in pool.replicas[0].reason
+        errand = Errand(method="embed", request=embed_pb2.EmbedRequest(), read_by=pool.facts, tokens=1, principal=ANONYMOUS)
         with pytest.raises(Unavailable):
-            await pool.send("embed", embed_pb2.EmbedRequest(), read_by=pool.facts, tokens=1, call=worker.calls)
+            await pool.send(errand, worker.calls)
         worker.cards["fake"].tokenizer_sha256 = right
         await door.until_serving("fake")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from gateway import body, cohere_embed, told
+from gateway.doors import body, cohere_embed, told
 from gateway.work import EmbedWork, Reading
 from quadrate.errors import EmptyInput, InvalidArgument
 from quadrate.openai.v1 import openai_pb2

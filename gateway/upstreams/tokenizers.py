@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from quadrate.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from gateway.peers import Peer
+    from gateway.upstreams.peers import Peer
     from quadrate.v1 import model_pb2
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from gateway import body, told
+from gateway.doors import body, told
+from gateway.reading import name_cut
 from gateway.work import EmbedWork, Reading
 from quadrate.errors import EmptyInput, InvalidArgument
 from quadrate.v1.options_pb2 import BINARY, DOCUMENT, FLOAT32, INT8, LEFT, NONE, QUERY, RIGHT, UBINARY, UINT8
@@ -85,7 +86,7 @@ def form_embed(answer: EmbedResponse, asked: Asked, *, request_id: str) -> bytes
     }
     cut = {place: found.usage.tokens_cut for place, found in enumerate(answer.embeddings) if found.usage.tokens_cut}
     if cut:
-        meta["warnings"] = [f"{told.of_cut('Text', list(cut))} longer than the limit and cut; meta.tokens_cut says how much of each."]
+        meta["warnings"] = [f"{name_cut('Text', list(cut))} longer than the limit and cut; meta.tokens_cut says how much of each."]
         meta["tokens_cut"] = [cut.get(place, 0) for place in range(len(asked.texts))]
     reply = {
         "id": request_id,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.auth.principal import ANONYMOUS, Principal
 from quadrate.config.auth import digest
 from quadrate.errors import PermissionDenied, Unauthenticated
 
@@ -13,28 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from quadrate.config.auth import AuthFile
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """A caller.
-
-    Args:
-        name: What it is called in logs and metrics.
-        models: The aliases it may call; empty means all.
-        expires: When its key stops working, in Unix seconds. None: never.
-    """
-
-    name: str
-    models: frozenset[str] = frozenset()
-    expires: float | None = None
-
-    def may_call(self, alias: str) -> bool:
-        """Tell whether it may call a model."""
-        return not self.models or alias in self.models
-
-
-ANONYMOUS = Principal("anonymous")
 
 
 class Authenticator:

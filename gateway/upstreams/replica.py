@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from gateway.tokenizers import TokenizerError
+from gateway.upstreams.tokenizers import TokenizerError
 from quadrate.errors import DeadlineExceeded, ModelNotFound, QuadrateError, Unavailable
 from quadrate.pairs import PairLayout
 from quadrate.server.call import tenant_header
@@ -30,8 +30,9 @@ from quadrate.v1 import model_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from gateway.peers import Peer
-    from gateway.tokenizers import Tokenizers
+    from gateway.upstreams.errand import Errand
+    from gateway.upstreams.peers import Peer
+    from gateway.upstreams.tokenizers import Tokenizers
     from quadrate.config.routing import Route, Upstream
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
@@ -106,19 +107,19 @@ class Replica:
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, guards nothing
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    async def send(self, method: str, request: Any, *, tokens: int, call: Call) -> Any:
-        """Call `embed` or `rerank` and return the answer.
+    async def send(self, errand: Errand, call: Call) -> Any:
+        """Call the worker and return its answer.
 
         The caller's name, its deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
         Raises QuadrateError, Unavailable if the worker is lost.
         """
         timeout = self._time_left(call)
         started = time.perf_counter()
-        self.peer.outstanding_tokens += tokens
+        self.peer.outstanding_tokens += errand.tokens
         try:
             with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
                 metadata = (*stage.headers(), ("x-request-id", call.request_id), tenant_header(call.tenant))
-                return await getattr(self.peer, method)(request, timeout=timeout, metadata=metadata)
+                return await getattr(self.peer, errand.method)(errand.request, timeout=timeout, metadata=metadata)
         except ModelNotFound as exc:  # it was unloaded a moment ago; callers know the route's model, and that exists
             self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
             raise Unavailable(f"The worker has just unloaded the model '{self.route.model}'. Try again.", retry_after_seconds=1.0) from exc
@@ -126,7 +127,7 @@ class Replica:
             self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
             raise
         finally:
-            self.peer.outstanding_tokens -= tokens
+            self.peer.outstanding_tokens -= errand.tokens
             self._latency.observe(time.perf_counter() - started)
 
     def _time_left(self, call: Call) -> float | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from gateway import body, told
-from gateway.cohere_embed import form_embed, read_embed
+from gateway.doors import body, told
+from gateway.doors.cohere_embed import form_embed, read_embed
 from gateway.work import RerankWork
 from quadrate.cohere.v1 import cohere_pb2
 from quadrate.errors import EmptyInput, InvalidArgument

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from gateway.relay import MOST_INPUTS, Relay
+from gateway.upstreams.relay import MOST_INPUTS, Relay
 from quadrate.client import failures
 from quadrate.errors import DeadlineExceeded, Internal, QuadrateError, Unavailable
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2

@@ -13,15 +13,11 @@ from quadrate.server import lifecycle
 from quadrate.v1 import options_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from quadrate.v1.options_pb2 import Provenance, Timings
 
 MAX_JSON_BYTES = lifecycle.MAX_ANSWER_BYTES - 1024
 """The largest body, with room for what wraps it."""
 _PRECISIONS = {number: name for name, number in options_pb2.Precision.items()}
-_MOST_NAMED = 20
-"""Places that one warning names at most; what is longer helps nobody."""
 _DIGITS = 6
 """Of seconds: microseconds, and no digits of the float32 that carried them."""
 
@@ -35,14 +31,6 @@ def http_body(data: bytes) -> HttpBody:
             code="answer_too_large",
         )
     return HttpBody(content_type="application/json", data=data)
-
-
-def of_cut(kind: str, places: Sequence[int]) -> str:
-    """Return a warning's subject and verb: `Text 3 was`, `Texts 0, 3 and 7 more were`."""
-    if len(places) == 1:
-        return f"{kind} {places[0]} was"
-    more = f" and {len(places) - _MOST_NAMED} more" if len(places) > _MOST_NAMED else ""
-    return f"{kind}s {', '.join(map(str, places[:_MOST_NAMED]))}{more} were"
 
 
 def provenance(message: Provenance) -> orjson.Fragment:

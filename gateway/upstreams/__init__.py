@@ -1,0 +1,7 @@
+"""Where models are served: routes by name, the replicas behind each, and the wires to them.
+
+routes     names to pools
+pool       one model's replicas: which of them gets a request, and which the next try
+replica    one model at one worker: whether it serves
+peers      one worker process: its channel, and its errors as ours
+"""

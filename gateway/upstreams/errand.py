@@ -1,0 +1,31 @@
+"""What is asked of a worker on a caller's behalf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gateway.auth.principal import Principal
+    from gateway.upstreams.replica import Facts
+    from quadrate.v1.embed_pb2 import EmbedRequest
+    from quadrate.v1.rerank_pb2 import RerankRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """A validated request, as a worker gets it.
+
+    Args:
+        method: The worker's method.
+        request: Its message: token ids alone, so that nothing is left for the worker to decide.
+        read_by: The card and tokenizer that the ids were made by.
+        tokens: What the model will read of it, which is what it costs.
+        principal: Who asked.
+    """
+
+    method: Literal["embed", "rerank"]
+    request: EmbedRequest | RerankRequest
+    read_by: Facts
+    tokens: int
+    principal: Principal
