@@ -16,11 +16,13 @@
     ├── Cancelled                  the caller has gone
     ├── Unimplemented              part of the contract, not served by this model or version
     ├── Unavailable                nobody can answer now; try again
+    │   └── UpstreamFailed         who was asked gave what is no answer
     └── Internal                   a fault of ours
 
 A class *is* its meaning on the wires: gRPC status, HTTP code, OpenAI `type` and `code`, the stable `reason`, and whether the same
 request may succeed later. Doors translate by these attributes alone and never by the class, so a new error needs no new code there.
-The HTTP code is what Envoy's transcoder makes of the gRPC status; it stands here so that tables and tests can name it.
+The HTTP code is what Envoy's transcoder makes of the gRPC status; it stands here so that tables and tests can name it. UpstreamFailed
+alone has a code that no status stands for: the edge makes its 503 a 502.
 """
 
 from __future__ import annotations
@@ -199,7 +201,7 @@ class Unimplemented(QuadrateError):
 
 
 class Unavailable(QuadrateError):
-    """Nobody can answer now: a model still loads, a worker is away, an upstream failed. Try again."""
+    """Nobody can answer now: a model still loads, or all who serve it are away. Try again."""
 
     status = grpc.StatusCode.UNAVAILABLE
     http_status = 503
@@ -207,6 +209,14 @@ class Unavailable(QuadrateError):
     code = "unavailable"
     reason = "UNAVAILABLE"
     retryable = True
+
+
+class UpstreamFailed(Unavailable):
+    """An upstream answered with what is no answer: an error of its own, vectors of a wrong width or number, a page instead of JSON."""
+
+    http_status = 502
+    code = "upstream_error"
+    reason = "UPSTREAM_ERROR"
 
 
 class Internal(QuadrateError):
@@ -242,6 +252,7 @@ ERRORS: tuple[type[QuadrateError], ...] = (
     Cancelled,
     Unimplemented,
     Unavailable,
+    UpstreamFailed,
     Internal,
 )
 """All that can be told to a caller, in the order of the drawing above."""

@@ -6,7 +6,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from quadrate import errors
-from quadrate.errors import ERRORS, InvalidArgument, Overloaded, QuadrateError
+from quadrate.errors import BY_STATUS, ERRORS, InvalidArgument, Overloaded, QuadrateError, Unavailable, UpstreamFailed
 from quadrate.server import status
 from quadrate.wire.v1.status_pb2 import StatusExtension
 
@@ -41,8 +41,13 @@ def test_the_table_of_errors_is_complete() -> None:
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_an_error_names_the_http_code_that_envoy_gives_its_status(error: type[QuadrateError]) -> None:
-    """The HTTP code follows from the gRPC status."""
-    assert error.http_status == HTTP[error.status.name]
+    """The HTTP code follows from the gRPC status, save for the one that the edge changes."""
+    assert error.http_status == (502 if error is UpstreamFailed else HTTP[error.status.name])
+
+
+def test_a_bare_status_is_the_broadest_of_its_errors() -> None:
+    """Who hears UNAVAILABLE without details cannot know of an upstream."""
+    assert BY_STATUS[Unavailable.status] is Unavailable
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
