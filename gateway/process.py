@@ -17,6 +17,7 @@ from gateway.embedding import Embedding
 from gateway.mesh_metrics import MeshMetrics
 from gateway.models import Models
 from gateway.readiness import Readiness
+from gateway.redis import SharedRedis
 from gateway.reranking import Reranking, RerankLimits
 from gateway.upstreams.routes import Routes
 from quadrate.config.auth import load_auth
@@ -43,6 +44,7 @@ class Gateway:
         self.settings = settings
         self.routes = Routes(load_routing(settings.routing_path), telemetry.metrics)
         admission = Admission(Authenticator(load_auth(settings.auth_path)), request_timeout_seconds=settings.request_timeout_seconds)
+        self.redis = _redis(settings, telemetry)
         health = Health()
         self.readiness = Readiness(self.routes, health, telemetry.metrics)
         self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
@@ -79,6 +81,8 @@ class Gateway:
         ]
 
     async def __aenter__(self) -> Self:
+        if self.redis is not None:
+            await self.redis.__aenter__()
         await self.server.start()
         self._mesh.http_port = self.server.http_port
         await self.routes.__aenter__()
@@ -87,6 +91,14 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self.server.stop()
         await self.routes.__aexit__()
+        if self.redis is not None:
+            await self.redis.__aexit__()
+
+
+def _redis(settings: GatewaySettings, telemetry: Telemetry) -> SharedRedis | None:
+    if settings.redis_url is None:
+        return None
+    return SharedRedis(settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds, metrics=telemetry.metrics)
 
 
 def _tell_what_is_not_enforced(settings: GatewaySettings) -> None:

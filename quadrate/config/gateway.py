@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -42,6 +43,11 @@ class GatewaySettings(BaseSettings):
     """The file of API keys."""
     rate_limits_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "rate_limits.yaml")
     """The file of limits. This version reads and checks it, and does not enforce it."""
+    redis_url: pydantic.SecretStr | None = None
+    """Redis or Valkey that several gateways share their quotas by: `redis://HOST:6379/0`, `rediss://` for TLS, `unix://`. A password may
+    stand in it. Unset: each gateway counts alone."""
+    redis_timeout_seconds: float = pydantic.Field(default=0.2, gt=0)
+    """How long one call to Redis may take before it counts as away."""
     request_timeout_seconds: float = pydantic.Field(default=30.0, gt=0)
     """The time a request has whose caller sets no deadline."""
     safe_request_token_limit: int = pydantic.Field(default=524_288, gt=0)
@@ -58,6 +64,15 @@ class GatewaySettings(BaseSettings):
     metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()
     """Every gateway's `host:http_port`, this one's included, separated by commas, for `/metrics/mesh`. A name with several addresses
     stands for all of them. Empty: this gateway alone."""
+
+    @pydantic.field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: pydantic.SecretStr | None) -> pydantic.SecretStr | None:
+        if value is None or _is_redis_url(value.get_secret_value()):
+            return value
+        raise ValueError(
+            "is no redis://, rediss:// or unix:// URL, such as redis://redis:6379/0 (special characters of a password: %-encoded)"
+        )
 
     @pydantic.field_validator("metrics_peers", mode="before")
     @classmethod
@@ -88,6 +103,19 @@ def not_yet_used(environment: Mapping[str, str] | None = None) -> tuple[str, ...
     """Return the accepted names that are set and change nothing in this version."""
     given = os.environ if environment is None else environment
     return tuple(name for name in NOT_YET_USED if given.get(name))
+
+
+def _is_redis_url(url: str) -> bool:
+    """Tell whether it is one, without saying what is wrong: a sentence of the parser's would repeat part of a password."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("redis", "rediss", "unix")
+            and bool(parts.hostname if parts.scheme != "unix" else parts.path)
+            and parts.port != 0
+        )
+    except ValueError:
+        return False
 
 
 def _variable(field: str) -> str:

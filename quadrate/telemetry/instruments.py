@@ -108,6 +108,19 @@ _ROUTER = (
         component="router",
     ),
     Instrument(
+        "router_redis_up",
+        "gauge",
+        "1 while Redis or Valkey answers, 0 while it is away and limits go on locally. Absent where none is configured.",
+        component="router",
+    ),
+    Instrument(
+        "router_redis_errors_total",
+        "counter",
+        "Calls and probes of Redis or Valkey that failed, by kind.",
+        ("kind",),
+        component="router",
+    ),
+    Instrument(
         "router_readiness_degraded_total",
         "counter",
         "How often readiness left ok.",

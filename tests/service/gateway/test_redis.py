@@ -1,0 +1,119 @@
+"""The shared connection to Redis: quick when it is there, and no burden when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.redis import RedisAway, SharedRedis
+from quadrate.telemetry import Metrics
+from quadrate.testing.ports import free_port
+from tests.processes import eventually
+from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+TIMEOUT_SECONDS = 0.3
+
+
+@pytest.fixture
+async def server(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A running Redis."""
+    async with RedisServer(require_program("redis-server"), tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def shared(server: RedisServer) -> AsyncIterator[SharedRedis]:
+    """A connection to it."""
+    async with SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
+        yield shared
+
+
+async def ping(client: Redis) -> Any:
+    """Ask the least there is to ask."""
+    return await client.get("nothing")
+
+
+async def lose(shared: SharedRedis) -> None:
+    """Call until the loss is noticed."""
+    with pytest.raises(RedisAway):
+        while True:
+            await shared.call(ping)
+
+
+async def test_a_call_gives_what_its_work_gives(shared: SharedRedis) -> None:
+    """Work gets the client, and its answer comes back."""
+
+    async def work(client: Redis) -> Any:
+        await client.set("a", b"1")
+        return await client.get("a")
+
+    assert await shared.call(work) == b"1"
+
+
+async def test_a_killed_store_costs_one_call_and_then_none(shared: SharedRedis, server: RedisServer) -> None:
+    """The call that finds out fails; those after it fail at once and open no connection; listeners hear of both turns."""
+    turns: list[bool] = []
+    shared.listen(lambda: turns.append(shared.available))
+    server.kill()
+    await lose(shared)
+    started = time.perf_counter()
+    for _ in range(100):
+        with pytest.raises(RedisAway):
+            await shared.call(ping)
+    assert time.perf_counter() - started < TIMEOUT_SECONDS
+    assert not shared.available
+    assert shared.reason
+    await server.start()
+    await eventually(lambda: shared.available, "it is found again")
+    assert await shared.call(ping) is None
+    assert turns == [False, True]
+
+
+async def test_a_paused_store_counts_as_away_after_the_time_of_a_call(shared: SharedRedis, server: RedisServer) -> None:
+    """Every call that waits fails within the time allowed, and it comes back when the store goes on."""
+    server.pause()
+    started = time.perf_counter()
+    results = await asyncio.gather(*(shared.call(ping) for _ in range(50)), return_exceptions=True)
+    assert all(isinstance(result, RedisAway) for result in results)
+    assert time.perf_counter() - started < 10 * TIMEOUT_SECONDS
+    server.resume()
+    await eventually(lambda: shared.available, "it is found again")
+
+
+async def test_a_store_is_missed_without_any_call(shared: SharedRedis, server: RedisServer) -> None:
+    """It is asked now and then, so that the first request after a quiet hour need not find out."""
+    server.kill()
+    await eventually(lambda: not shared.available, "the loss is noticed")
+
+
+async def test_a_store_that_takes_no_writes_is_away(shared: SharedRedis, server: RedisServer) -> None:
+    """A replica that lost its master, or a full store, answers reads and is of no use."""
+    async with server.client() as client:
+        await client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+        await eventually(lambda: not shared.available, "it is noticed")
+        assert "ReadOnly" in shared.reason
+        await client.execute_command("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: shared.available, "it is found again")
+
+
+async def test_a_gateway_starts_without_its_store() -> None:
+    """One that is away at the start is looked for like one that was lost."""
+    async with SharedRedis(f"redis://127.0.0.1:{free_port()}", timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
+        assert not shared.available
+
+
+async def test_no_password_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither the log nor the reason holds what the URL holds."""
+    url = f"redis://user:a-secret-word@127.0.0.1:{free_port()}"
+    async with SharedRedis(url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
+        assert "a-secret-word" not in shared.reason
+    assert "a-secret-word" not in capfd.readouterr().out
