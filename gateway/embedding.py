@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.reading import check_ids, check_reader, check_total, fit, prompt_for, tokenize, truncation_for
 from gateway.upstreams.errand import Errand
-from gateway.upstreams.routes import EMBED
+from gateway.upstreams.table import EMBED
 from gateway.work import check_contents
 from quadrate import forms
 from quadrate.errors import Internal, InvalidArgument

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.upstreams.routes import EMBED, RERANK
+from gateway.upstreams.table import EMBED, RERANK
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -32,13 +32,17 @@ class Readiness:
     """
 
     def __init__(self, routes: Routes, health: Health, metrics: Metrics) -> None:
-        self._pools = [pool for pool in routes.pools if pool.route.enabled]
+        self._routes = routes
         self._health = health
         self._metrics = metrics
         self._before = "unavailable"
         health.set("quadrate.v1.ModelService", serving=True)
         self.update()
         routes.listen(self.update)
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [pool for pool in self._routes.pools if pool.route.enabled]
 
     @property
     def status(self) -> str:

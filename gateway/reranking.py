@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gateway.reading import check_ids, check_reader, check_total, name_cut, truncation_for
 from gateway.upstreams.errand import Errand
-from gateway.upstreams.routes import RERANK
+from gateway.upstreams.table import RERANK
 from gateway.work import check_contents
 from quadrate.errors import Internal, InvalidArgument
 from quadrate.inputs import empty, refuse_nul

@@ -1,28 +1,40 @@
-"""The routing table: names to models, and each model's replicas, of which the less loaded of two is taken."""
+"""The routes in force, and the workers behind them: taken up, followed, and let go as the routing file changes.
+
+    apply(file) ── what stays is kept ── what is new is followed until it serves ── the table is switched ── what went is let go
+                                         (WARM_UP_SECONDS at most)                 (at once)                (after its last request)
+
+A pool whose route did not change is the very same object afterwards. So is a replica whose settings did not, whatever else its route says.
+Nothing here refers to a pool that went but weakly: it lives as long as the requests that found it, and its workers are followed and its
+connections open as long as it lives.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
 from gateway.upstreams.peers import Peer
 from gateway.upstreams.pool import Pool
 from gateway.upstreams.replica import Replica
+from gateway.upstreams.table import EMBED, RERANK, Table
 from gateway.upstreams.tokenizers import Tokenizers
-from quadrate.errors import ModelNotFound, PermissionDenied
-from quadrate.v1 import model_pb2
+from quadrate.telemetry import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.auth.principal import Principal
-    from quadrate.config.routing import Route, RoutingFile
+    from quadrate.config.routing import Route, RoutingFile, Upstream
     from quadrate.telemetry import Metrics
 
-EMBED, RERANK = model_pb2.TASK_EMBED, model_pb2.TASK_RERANK
-_WHERE = {EMBED: "embeds texts: call POST /v1/embeddings or EmbedService", RERANK: "reranks: call POST /v1/rerank or RerankService"}
-_LONGEST_NAME = 100
+WARM_UP_SECONDS = 10.0
+"""A model that is served now and would be served by others from now on has so long to be served by them before the switch."""
+RELEASE_SECONDS = 0.5
+"""How often is looked whether the last request has left what went."""
+COLLECT_EVERY = 60
+"""Every so many looks objects that refer to each other are collected: a failed request's may, and hold its pool."""
 
 
 class Routes:
@@ -33,94 +45,192 @@ class Routes:
         self._peers: dict[str, Peer] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tokenizers = Tokenizers()
-        self._tasks: list[asyncio.Task[None]] = []
-        found = [self._pool(route, EMBED) for route in file.embeddings] + [self._pool(route, RERANK) for route in file.rerank]
-        self.pools: tuple[Pool, ...] = tuple(found)
-        self._by_name = {(pool.task, name): pool for pool in found for name in pool.route.names}
+        self._following: dict[Replica, asyncio.Task[None]] = {}
+        self._beside: WeakSet[Pool] = WeakSet()
+        """Pools that live and are not in the table: those that are being made ready, and those that requests still hold."""
+        self._release: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._changed_once = asyncio.Event()
+        self._file = file
+        self._table = Table(())
+        self._table = self._read(file)
         self._measure()
 
-    def find(self, task: int, name: str, principal: Principal) -> Pool:
-        """Return the enabled model of a name for a task.
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The models of the table in force."""
+        return self._table.pools
 
-        Raises:
-            ModelNotFound: There is none, it is switched off, or it is for another task.
-            PermissionDenied: The caller may not call it.
-        """
-        pool = self._by_name.get((task, name))
-        if pool is None or not pool.route.enabled:
-            raise self._not_found(task, name, principal)
-        if not principal.may_call(pool.alias):
-            raise PermissionDenied(f"This API key may not call the model '{pool.alias}'.", param="model")
-        return pool
+    def find(self, task: int, name: str, principal: Principal) -> Pool:
+        """See Table."""
+        return self._table.find(task, name, principal)
 
     def any_task(self, name: str, principal: Principal) -> Pool:
-        """As `find`, for a name alone; an embedding model goes before a reranker of the same name."""
-        task = next((task for task in (EMBED, RERANK) if (task, name) in self._by_name), None)
-        if task is None:
-            raise self._unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False)])
-        return self.find(task, name, principal)
+        """See Table."""
+        return self._table.any_task(name, principal)
 
     def visible(self, principal: Principal, *, with_disabled: bool) -> Iterator[Pool]:
-        """Give the models that a caller may know of, ordered by name."""
-        for pool in sorted(self.pools, key=lambda pool: pool.alias):
-            if principal.may_call(pool.alias) and (pool.route.enabled or with_disabled):
-                yield pool
+        """See Table."""
+        return self._table.visible(principal, with_disabled=with_disabled)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever a replica begins or ceases to serve."""
+        """Call `listener` whenever a replica begins or ceases to serve, and when the table was switched."""
         self._listeners.append(listener)
 
+    async def apply(self, file: RoutingFile, *, then: Callable[[], None] = lambda: None) -> None:
+        """Let a routing file take effect, without a failed request.
+
+        Models that are served now and move to other workers are served by those before the switch, or after WARM_UP_SECONDS.
+
+        Args:
+            file: What it says.
+            then: Called at the switch: no request sees the new routes without what it does, or the other way round. What it raises is
+                raised here, and the routes stay.
+        """
+        async with self._turn:
+            table = self._read(file)
+            new = [pool for pool in table.pools if pool not in self.pools]
+            self._beside.update(new)
+            try:
+                self._follow(new)
+                await self._warm_up(new)
+                then()
+                self._switch(file, table)
+            finally:
+                if self._release is None or self._release.done():
+                    self._release = asyncio.create_task(self._release_unused())
+
+    def _switch(self, file: RoutingFile, table: Table) -> None:
+        before, self._file, self._table = self.pools, file, table
+        self._beside.difference_update(table.pools)
+        self._beside.update(pool for pool in before if pool not in table.pools)
+        self._measure()
+        self._tell()
+
+    async def refresh(self) -> None:
+        """As `apply` of the file in force, for addresses that have changed behind its names."""
+        await self.apply(self._file)
+
     async def __aenter__(self) -> Self:
-        replicas = [replica for pool in self.pools if pool.route.enabled for replica in pool.replicas]
-        self._tasks = [asyncio.create_task(replica.follow(self._tokenizers)) for replica in replicas]
+        self._follow(self.pools)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+        tasks = [*self._following.values(), *([self._release] if self._release is not None else [])]
+        for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(peer.close() for peer in self._peers.values()))
 
+    def _read(self, file: RoutingFile) -> Table:
+        """Return the table of a file, made of the pools there are as far as they are what it says."""
+        wanted = [(EMBED, route) for route in file.embeddings] + [(RERANK, route) for route in file.rerank]
+        return Table(self._pool(route, task) for task, route in wanted)
+
     def _pool(self, route: Route, task: int) -> Pool:
-        replicas = [
-            Replica(
-                route=route,
-                task=task,
-                upstream=upstream,
-                peer=self._peers.setdefault(target, Peer(target)) if target not in self._peers else self._peers[target],
-                metrics=self._metrics,
-                changed=self._changed,
-            )
-            for upstream in route.groups
-            for target in upstream.targets
-        ]
-        return Pool(route, task, replicas, self._metrics)
+        before = next((pool for pool in self.pools if (pool.task, pool.alias) == (task, route.model)), None)
+        replicas = self._replicas(route, task, before.replicas if before is not None else ())
+        if before is not None and before.route == route and list(before.replicas) == replicas:
+            return before
+        pool = Pool(route, task, replicas, self._metrics)
+        pool.known = before.known if before is not None else None
+        pool.update()
+        return pool
+
+    def _replicas(self, route: Route, task: int, before: Iterable[Replica]) -> list[Replica]:
+        """Return a route's replicas: those there were, where they are still what it says."""
+        found = []
+        for upstream in route.groups:
+            for target in upstream.targets:
+                kept = next((one for one in before if one.peer.target == target and _is_of(one, route, upstream)), None)
+                found.append(kept or self._replica(route, task, upstream, target))
+        return found
+
+    def _replica(self, route: Route, task: int, upstream: Upstream, target: str) -> Replica:
+        peer = self._peer(target)
+        return Replica(route=route, task=task, upstream=upstream, peer=peer, metrics=self._metrics, changed=self._changed)
+
+    def _peer(self, target: str) -> Peer:
+        found = self._peers.get(target)
+        if found is None:
+            found = self._peers[target] = Peer(target)
+        return found
+
+    def _follow(self, pools: Iterable[Pool]) -> None:
+        for pool in pools:
+            for replica in pool.replicas if pool.route.enabled else ():
+                if replica not in self._following:
+                    self._following[replica] = asyncio.create_task(replica.follow(self._tokenizers))
+
+    async def _warm_up(self, new: Iterable[Pool]) -> None:
+        """Wait until each new pool serves under whose names another serves now."""
+        waited_for = [pool for pool in new if pool.route.enabled and self._serves_now(pool)]
+        try:
+            async with asyncio.timeout(WARM_UP_SECONDS):
+                while not all(pool.serving for pool in waited_for):
+                    self._changed_once.clear()
+                    await self._changed_once.wait()
+        except TimeoutError:
+            late = [pool.alias for pool in waited_for if not pool.serving]
+            log.warn("models are not served yet by the workers that they move to", models=late, seconds=WARM_UP_SECONDS)
+
+    def _serves_now(self, pool: Pool) -> bool:
+        found = (self._table.get(pool.task, name) for name in pool.route.names)
+        return any(before is not None and before.route.enabled and before.serving for before in found)
 
     def _changed(self, replica: Replica) -> None:
-        for pool in self.pools:
+        for pool in (*self.pools, *self._beside):
             if replica in pool.replicas:
                 pool.update()
+        self._changed_once.set()
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
+    async def _release_unused(self) -> None:
+        """Let go of what went, each as soon as no request holds it any more."""
+        looks = 0
+        while await self._let_go() or self._beside:
+            await asyncio.sleep(RELEASE_SECONDS)
+            looks += 1
+            if looks % COLLECT_EVERY == 0:
+                gc.collect()
+
+    async def _let_go(self) -> bool:
+        """Stop following replicas and close peers that no pool has; return whether a peer is left that still owes an answer."""
+        async with self._turn:
+            used = {replica for pool in (*self.pools, *self._beside) for replica in pool.replicas}
+            gone = [replica for replica in self._following if replica not in used]
+            for task in (tasks := [self._following.pop(replica) for replica in gone]):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            unused = self._peers.keys() - {replica.peer.target for replica in used}
+            idle = [self._peers.pop(target) for target in unused if not self._peers[target].outstanding_tokens]
+            await asyncio.gather(*(peer.close() for peer in idle))
+            for peer in idle:
+                log.info("upstream let go", upstream=peer.target)
+        return len(idle) < len(unused)
+
     def _measure(self) -> None:
         """Let gauges read what is so when they are asked."""
-        for peer in self._peers.values():
-            replicas = [replica for pool in self.pools if pool.route.enabled for replica in pool.replicas if replica.peer is peer]
+        pools = [pool for pool in self.pools if pool.route.enabled]
+        for name in ("router_upstream_outstanding_tokens", "router_upstream_serving"):
+            self._metrics.forget(name)
+        for peer in {replica.peer for pool in self.pools for replica in pool.replicas}:
+            replicas = [replica for pool in pools for replica in pool.replicas if replica.peer is peer]
             gauge = self._metrics.gauge("router_upstream_outstanding_tokens", peer.target)
             gauge.set_function(lambda peer=peer: float(peer.outstanding_tokens))  # type: ignore[misc] # a default binds the loop's value
             gauge = self._metrics.gauge("router_upstream_serving", peer.target)
             gauge.set_function(lambda found=replicas: float(bool(found) and all(one.facts for one in found)))  # type: ignore[misc] # as above
 
-    def _not_found(self, task: int, name: str, principal: Principal) -> ModelNotFound:
-        other = RERANK if task == EMBED else EMBED
-        if (other, name) in self._by_name and (task, name) not in self._by_name:
-            return ModelNotFound(f"The model '{name}' {_WHERE[other]}.", param="model")
-        return self._unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False) if pool.task == task])
 
-    @staticmethod
-    def _unknown(name: str, served: list[str]) -> ModelNotFound:
-        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
-        known = f"Models for this call: {', '.join(served)}." if served else "No model is served for this call."
-        return ModelNotFound(f"The model '{shown}' does not exist here or is switched off. {known}", param="model")
+def _is_of(replica: Replica, route: Route, upstream: Upstream) -> bool:
+    """Whether a replica of the same address is what an upstream of a route says, but for other addresses."""
+    return _alone(replica.route, replica.upstream) == _alone(route, upstream)
+
+
+def _alone(route: Route, upstream: Upstream) -> tuple[Route, Upstream]:
+    others = {"upstream": None, "upstreams": ()}
+    return route.model_copy(update=others), upstream.model_copy(update={"url": upstream.url.partition(":")[0], "replicas": ()})

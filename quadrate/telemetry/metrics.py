@@ -54,6 +54,12 @@ class Metrics:
         child: Histogram = self._child(name, labels)
         return child
 
+    def forget(self, name: str) -> None:
+        """Drop all series of a metric that has labels: those that are asked for again begin anew."""
+        self._parents[name].clear()
+        for key in [key for key in self._children if key[0] == name]:
+            del self._children[key]
+
     def _child(self, name: str, labels: tuple[str, ...]) -> Any:
         key = (name, *labels)
         child = self._children.get(key)
