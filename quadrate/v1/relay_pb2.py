@@ -26,21 +26,23 @@ from quadrate.v1 import embed_pb2 as quadrate_dot_v1_dot_embed__pb2
 from quadrate.v1 import options_pb2 as quadrate_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/relay.proto\x12\x0bquadrate.v1\x1a\x17quadrate/v1/embed.proto\x1a\x19quadrate/v1/options.proto\"l\n\x0cRelayRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.quadrate.v1.RelayedRequestR\x08requests\x12#\n\rcancelled_ids\x18\x02 \x03(\rR\x0c\x63\x61ncelledIds\"\xa6\x02\n\x0eRelayedRequest\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12/\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x19.quadrate.v1.EmbedRequestR\x05\x65mbed\x12,\n\x0ftimeout_seconds\x18\x03 \x01(\x02H\x00R\x0etimeoutSeconds\x88\x01\x01\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12 \n\x0btraceparent\x18\x05 \x01(\tR\x0btraceparent\x12\x1e\n\ntracestate\x18\x06 \x01(\tR\ntracestate\x12\x18\n\x07\x62\x61ggage\x18\x07 \x01(\tR\x07\x62\x61ggage\x12\x16\n\x06tenant\x18\x08 \x01(\tR\x06tenantB\x12\n\x10_timeout_seconds\"K\n\rRelayResponse\x12:\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.quadrate.v1.RelayedResponseR\tresponses\"\x8b\x01\n\x0fRelayedResponse\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12\x32\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x1a.quadrate.v1.EmbedResponseH\x00R\x05\x65mbed\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.ErrorH\x00R\x05\x65rrorB\x08\n\x06result2R\n\x0cRelayService\x12\x42\n\x05Relay\x12\x19.quadrate.v1.RelayRequest\x1a\x1a.quadrate.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/relay.proto\x12\x0bquadrate.v1\x1a\x17quadrate/v1/embed.proto\x1a\x19quadrate/v1/options.proto\"l\n\x0cRelayRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.quadrate.v1.RelayedRequestR\x08requests\x12#\n\rcancelled_ids\x18\x02 \x03(\rR\x0c\x63\x61ncelledIds\"\x81\x03\n\x0eRelayedRequest\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12/\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x19.quadrate.v1.EmbedRequestR\x05\x65mbed\x12,\n\x0ftimeout_seconds\x18\x03 \x01(\x02H\x00R\x0etimeoutSeconds\x88\x01\x01\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12 \n\x0btraceparent\x18\x05 \x01(\tR\x0btraceparent\x12\x1e\n\ntracestate\x18\x06 \x01(\tR\ntracestate\x12\x18\n\x07\x62\x61ggage\x18\x07 \x01(\tR\x07\x62\x61ggage\x12\x16\n\x06tenant\x18\x08 \x01(\tR\x06tenant\x12\x31\n\x08priority\x18\t \x01(\x0e\x32\x15.quadrate.v1.PriorityR\x08priority\x12\x1b\n\x06weight\x18\n \x01(\x02H\x01R\x06weight\x88\x01\x01\x42\x12\n\x10_timeout_secondsB\t\n\x07_weight\"K\n\rRelayResponse\x12:\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.quadrate.v1.RelayedResponseR\tresponses\"\x8b\x01\n\x0fRelayedResponse\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12\x32\n\x05\x65mbed\x18\x02 \x01(\x0b\x32\x1a.quadrate.v1.EmbedResponseH\x00R\x05\x65mbed\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.ErrorH\x00R\x05\x65rrorB\x08\n\x06result*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32R\n\x0cRelayService\x12\x42\n\x05Relay\x12\x19.quadrate.v1.RelayRequest\x1a\x1a.quadrate.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quadrate.v1.relay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PRIORITY']._serialized_start=809
+  _globals['_PRIORITY']._serialized_end=890
   _globals['_RELAYREQUEST']._serialized_start=92
   _globals['_RELAYREQUEST']._serialized_end=200
   _globals['_RELAYEDREQUEST']._serialized_start=203
-  _globals['_RELAYEDREQUEST']._serialized_end=497
-  _globals['_RELAYRESPONSE']._serialized_start=499
-  _globals['_RELAYRESPONSE']._serialized_end=574
-  _globals['_RELAYEDRESPONSE']._serialized_start=577
-  _globals['_RELAYEDRESPONSE']._serialized_end=716
-  _globals['_RELAYSERVICE']._serialized_start=718
-  _globals['_RELAYSERVICE']._serialized_end=800
+  _globals['_RELAYEDREQUEST']._serialized_end=588
+  _globals['_RELAYRESPONSE']._serialized_start=590
+  _globals['_RELAYRESPONSE']._serialized_end=665
+  _globals['_RELAYEDRESPONSE']._serialized_start=668
+  _globals['_RELAYEDRESPONSE']._serialized_end=807
+  _globals['_RELAYSERVICE']._serialized_start=892
+  _globals['_RELAYSERVICE']._serialized_end=974
 # @@protoc_insertion_point(module_scope)

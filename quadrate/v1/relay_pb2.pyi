@@ -1,12 +1,22 @@
 from quadrate.v1 import embed_pb2 as _embed_pb2
 from quadrate.v1 import options_pb2 as _options_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BULK: _ClassVar[Priority]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BULK: Priority
 
 class RelayRequest(_message.Message):
     __slots__ = ("requests", "cancelled_ids")
@@ -17,7 +27,7 @@ class RelayRequest(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[RelayedRequest, _Mapping]]] = ..., cancelled_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RelayedRequest(_message.Message):
-    __slots__ = ("id", "embed", "timeout_seconds", "request_id", "traceparent", "tracestate", "baggage", "tenant")
+    __slots__ = ("id", "embed", "timeout_seconds", "request_id", "traceparent", "tracestate", "baggage", "tenant", "priority", "weight")
     ID_FIELD_NUMBER: _ClassVar[int]
     EMBED_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +36,8 @@ class RelayedRequest(_message.Message):
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     BAGGAGE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     id: int
     embed: _embed_pb2.EmbedRequest
     timeout_seconds: float
@@ -34,7 +46,9 @@ class RelayedRequest(_message.Message):
     tracestate: str
     baggage: str
     tenant: str
-    def __init__(self, id: _Optional[int] = ..., embed: _Optional[_Union[_embed_pb2.EmbedRequest, _Mapping]] = ..., timeout_seconds: _Optional[float] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., baggage: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+    priority: Priority
+    weight: float
+    def __init__(self, id: _Optional[int] = ..., embed: _Optional[_Union[_embed_pb2.EmbedRequest, _Mapping]] = ..., timeout_seconds: _Optional[float] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., baggage: _Optional[str] = ..., tenant: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class RelayResponse(_message.Message):
     __slots__ = ("responses",)
