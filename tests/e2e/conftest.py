@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 
 from quadrate.config.shipped import shipped
+from quadrate.testing.ports import free_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,21 +84,16 @@ def flags(ports: dict[str, int]) -> list[str]:
     return [part for name, port in ports.items() for part in (f"--{name}", str(port))]
 
 
-def free_block() -> dict[str, int]:
-    """Return ports for a whole mesh, in a range that nobody listens on."""
-    while True:
-        first = random.randrange(20_000, 30_000, 100)  # noqa: S311 - not a secret
-        ports = {"port": first, "admin-port": first + 1, "gateway-port": first + 10, "embed-port": first + 40, "rerank-port": first + 70}
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + 100):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return ports
+def mesh_ports() -> dict[str, int]:
+    """Return ports for a whole mesh, in a range that nobody listens on, by the flags that set them."""
+    first = free_block(100)
+    return {"port": first, "admin-port": first + 1, "gateway-port": first + 10, "embed-port": first + 40, "rerank-port": first + 70}
 
 
 @contextlib.contextmanager
 def running(state: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Mesh]:
     """Run a mesh in the background, with these flags of `up` besides the ports, and stop it at the end."""
-    ports = free_block()
+    ports = mesh_ports()
     mesh = Mesh(ports, state)
     line = [sys.executable, "-m", "quadrate.cli", "up", "--detach", *flags(ports), *arguments]
     known = {**os.environ, "XDG_STATE_HOME": str(state), **(environment or {})}
@@ -192,7 +186,7 @@ def start_mesh(tmp_path_factory: pytest.TempPathFactory) -> StartMesh:
 @pytest.fixture
 def free_ports() -> dict[str, int]:
     """Ports for a whole mesh, by the flags that set them."""
-    return free_block()
+    return mesh_ports()
 
 
 @pytest.fixture(scope="session")
