@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NullValue, Value
 from google.rpc import error_details_pb2, status_pb2
 
-from quadrate.errors import DOMAIN, InvalidArgument, QuadrateError
+from quadrate.errors import DOMAIN, InvalidArgument, QuadrateError, UpstreamFailed
 from quadrate.v1.options_pb2 import Error
 from quadrate.wire.v1.status_pb2 import ErrorBody, StatusExtension
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DETAILS_KEY = "grpc-status-details-bin"
+HTTP_STATUS_KEY = "x-quadrate-http-status"
+"""Tells the edge the HTTP code of an error whose gRPC status stands for another. The edge takes it out."""
 _COHERE = "quadrate.cohere."
 MAX_MESSAGE_CHARACTERS = 1_000
 """Longer sentences are cut: they travel in headers, twice, and a header that is too large loses the whole answer."""
@@ -34,10 +36,14 @@ def details(error: QuadrateError, method: str) -> bytes:
 
 
 def headers(error: QuadrateError) -> list[tuple[str, str]]:
-    """Return `retry-after` (whole seconds, rounded up) and `retry-after-ms`, where the error knows how long to wait."""
+    """Return `retry-after` (whole seconds, rounded up) and `retry-after-ms`, where the error knows how long to wait, and its HTTP code,
+    where the edge would take another.
+    """
+    found = [(HTTP_STATUS_KEY, str(error.http_status))] if isinstance(error, UpstreamFailed) else []
     if error.retry_after_seconds is None:
-        return []
+        return found
     return [
+        *found,
         ("retry-after", str(math.ceil(error.retry_after_seconds))),
         ("retry-after-ms", str(math.ceil(error.retry_after_seconds * 1000))),
     ]
