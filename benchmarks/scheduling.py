@@ -40,6 +40,7 @@ from quadrate.runtime import engine, memory, store
 from quadrate.runtime.engine import Engine, Model
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
+from quadrate.standing import Standing
 from quadrate.v1 import embed_pb2, embed_pb2_grpc, options_pb2
 from quadrate.v1.options_pb2 import RIGHT
 from quadrate.worker.rules import rules_of
@@ -222,7 +223,7 @@ async def _tenants(options: argparse.Namespace) -> dict[str, Any]:
 
 async def _flood(runs: Engine, source: Source) -> None:
     while True:
-        await runs.run([source.text(46) for _ in range(FLOOD_TEXTS)], ["unit"], tenant="flood")
+        await runs.run([source.text(46) for _ in range(FLOOD_TEXTS)], ["unit"], standing=Standing("flood"))
 
 
 async def _quiet(runs: Engine, source: Source, seconds: float, *, tenant: str) -> list[float]:
@@ -230,7 +231,7 @@ async def _quiet(runs: Engine, source: Source, seconds: float, *, tenant: str) -
     end, found = time.perf_counter() + seconds, []
     while time.perf_counter() < end:
         started = time.perf_counter()
-        await runs.run([source.short()], ["unit"], tenant=tenant)
+        await runs.run([source.short()], ["unit"], standing=Standing(tenant))
         found.append(time.perf_counter() - started)
         await asyncio.sleep(max(0.0, 0.05 - found[-1]))
     return found

@@ -64,7 +64,7 @@ class EmbedService:
         tokenized = time.perf_counter()
         outputs = graph_outputs(wanted, model.forms)
         result = await engine.run(
-            list(map(Reading.of, readings.ids)), outputs, deadline=call.deadline, tenant=call.tenant, trace=call.trace
+            list(map(Reading.of, readings.ids)), outputs, deadline=call.deadline, standing=call.standing, trace=call.trace
         )
         with call.trace.stage("respond"):
             timings = _timings(result, tokenize_seconds=tokenized - arrived, total_seconds=time.perf_counter() - arrived)

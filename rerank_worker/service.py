@@ -51,7 +51,7 @@ class RerankService:
         tokenized = time.perf_counter()
         scoring = SCORINGS[model.card.scoring or ""]
         readings = scoring.readings(tokens.query, tokens.documents, tokenizer=model.tokenizer, pair=model.facts.pair)
-        result = await engine.run(readings, [scoring.output], deadline=call.deadline, tenant=call.tenant, trace=call.trace)
+        result = await engine.run(readings, [scoring.output], deadline=call.deadline, standing=call.standing, trace=call.trace)
         with call.trace.stage("respond"):
             raw = scoring.score(result.rows[scoring.output])
             scores = raw if request.raw_scores else ACTIVATIONS[activation_of(scoring, model.facts)](raw)

@@ -15,11 +15,11 @@ import grpc
 
 from quadrate.client.failures import Outcome, from_item
 from quadrate.errors import DeadlineExceeded
-from quadrate.server.call import TENANT_HEADER
+from quadrate.server.call import PRIORITY_HEADER, TENANT_HEADER, WEIGHT_HEADER
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from quadrate.v1.embed_pb2 import EmbedRequest, EmbedResponse
 
@@ -39,7 +39,14 @@ _HEADERS = {
     "tracestate": "tracestate",
     "baggage": "baggage",
     TENANT_HEADER: "tenant",
+    PRIORITY_HEADER: "priority",
+    WEIGHT_HEADER: "weight",
 }
+_READ: Mapping[str, Callable[[str], Any]] = {
+    PRIORITY_HEADER: lambda word: relay_pb2.Priority.Value(f"PRIORITY_{word.upper()}"),
+    WEIGHT_HEADER: float,
+}
+"""How values are told that are no strings. Few requests have them."""
 _numbers = itertools.count(1)
 _MOST_NUMBERS = 2**32
 
@@ -105,7 +112,7 @@ class _Stream:
         loop = asyncio.get_running_loop()
         number = next(_numbers) % _MOST_NUMBERS
         future: asyncio.Future[EmbedResponse] = loop.create_future()
-        headers = {_HEADERS[name]: value for name, value in metadata}
+        headers: dict[str, Any] = {_HEADERS[name]: _READ[name](value) if name in _READ else value for name, value in metadata}
         self._new[number] = relay_pb2.RelayedRequest(id=number, embed=request, timeout_seconds=timeout, **headers)
         self._awaited[number] = future
         self._changed.set()

@@ -23,7 +23,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from gateway.upstreams.tokenizers import TokenizerError
 from quadrate.errors import DeadlineExceeded, ModelNotFound, QuadrateError, Unavailable
 from quadrate.pairs import PairLayout
-from quadrate.server.call import tenant_header
+from quadrate.server.call import standing_headers
 from quadrate.telemetry import log
 from quadrate.v1 import model_pb2
 
@@ -118,7 +118,7 @@ class Replica:
         self.peer.outstanding_tokens += errand.tokens
         try:
             with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
-                metadata = (*stage.headers(), ("x-request-id", call.request_id), tenant_header(call.tenant))
+                metadata = (*stage.headers(), ("x-request-id", call.request_id), *standing_headers(call.standing))
                 return await getattr(self.peer, errand.method)(errand.request, timeout=timeout, metadata=metadata)
         except ModelNotFound as exc:  # it was unloaded a moment ago; callers know the route's model, and that exists
             self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()

@@ -19,6 +19,7 @@ from quadrate.runtime.packing import Reading
 from quadrate.runtime.sessions import AGREEMENT, OPENVINO, NullSession, choose, open_session
 from quadrate.runtime.sessions.own_graph import OwnGraphSession
 from quadrate.runtime.weights import Weights
+from quadrate.standing import NOBODY
 from quadrate.telemetry import log
 from quadrate.tokenizer import TextTokenizer
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from quadrate.runtime.scheduler import Scheduler
     from quadrate.runtime.sessions import Session, Way
     from quadrate.runtime.store import StoredModel
+    from quadrate.standing import Standing
     from quadrate.telemetry import Trace
 
 CANARIES = (
@@ -168,11 +170,11 @@ class Engine:
         outputs: Sequence[str],
         *,
         deadline: float | None = None,
-        tenant: str = "",
+        standing: Standing = NOBODY,
         trace: Trace | None = None,
     ) -> Result:
         """Run texts and return these of the model's outputs. Raises Overloaded, DeadlineExceeded, Unavailable."""
-        job = await self._scheduler.run(self.lane, readings, outputs=outputs, deadline=deadline, tenant=tenant, trace=trace)
+        job = await self._scheduler.run(self.lane, readings, outputs=outputs, deadline=deadline, standing=standing, trace=trace)
         if trace is not None:
             _tell(trace, job)
         columns = zip(*(row for row in job.results if row is not None), strict=True)

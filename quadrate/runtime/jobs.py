@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from quadrate.runtime import batching
+from quadrate.standing import Priority
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,19 +60,27 @@ class Lane:
 
 @dataclass(eq=False, slots=True)
 class Tenant:
-    """On whose behalf requests come. Tenants share the runners by the work that is done for them.
+    """On whose behalf requests of one priority come. Tenants share the runners by the work that is done for them.
 
     Attributes:
         name: Its name; empty for those that gave none, who are one tenant together.
-        used: The work done for it, in seconds of a core, counted from what the least served one had when it came.
+        priority: Whom it goes before.
+        weight: Its part of a busy worker, beside those of others.
+        used: The work done for it, in seconds of a core divided by its weight, counted from what the least served one had when it came.
         clock: Its virtual time: it moves by the work done for it, divided by its requests.
         jobs: Its requests that wait or run.
+        refused_from: When the refusals began that have gone on since, on the scheduler's clock.
+        refused_last: When it was refused last for want of room.
     """
 
     name: str
+    priority: Priority = Priority.INTERACTIVE
+    weight: float = 1.0
     used: float = 0.0
     clock: float = 0.0
     jobs: int = 0
+    refused_from: float = -math.inf
+    refused_last: float = -math.inf
 
 
 @dataclass(eq=False, slots=True)

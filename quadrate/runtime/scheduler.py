@@ -27,6 +27,7 @@ from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavail
 from quadrate.runtime import admission, batching
 from quadrate.runtime.jobs import Batch, Job, Text
 from quadrate.runtime.waiting import Line, Tenants
+from quadrate.standing import NOBODY, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,8 @@ STOOD_STILL_SECONDS = 5.0
 """Two looks for stuck runs this far apart mean that the process itself stood still, and its runs with it."""
 FREE_RUNS = 4
 """So many full runs' worth of each request start at once."""
+COMPANY_FACTOR = 1.25
+"""How much longer a run of interactive texts may take, as predicted, for bulk texts that go along."""
 DRAIN_STEP_SECONDS = 0.02
 
 
@@ -114,7 +117,7 @@ class Scheduler:
         *,
         outputs: Sequence[str],
         deadline: float | None,
-        tenant: str = "",
+        standing: Standing = NOBODY,
         trace: Trace | None = None,
     ) -> Job:
         """Run texts and return their job, whose `results` are then complete.
@@ -124,7 +127,7 @@ class Scheduler:
             readings: At least one text.
             outputs: Which of the graph's outputs are wanted.
             deadline: When the caller stops waiting, on the clock; None if it did not say.
-            tenant: On whose behalf.
+            standing: On whose behalf, and what it goes before.
             trace: The request's, for the batch spans that link to it.
 
         Raises:
@@ -134,7 +137,7 @@ class Scheduler:
         """
         if lane.failed or self._closed:
             raise Unavailable(f"The model {lane.name} does not run: its worker leaves and comes back. Try again.", retry_after_seconds=1.0)
-        texts, whose = len(readings), self._tenants.of(tenant)
+        texts, whose = len(readings), self._tenants.of(standing)
         job = Job(lane, tuple(outputs), deadline, whose, self._loop.create_future(), [None] * texts, self._clock(), trace, texts)
         try:
             self._submit(job, readings)
@@ -415,10 +418,14 @@ class Scheduler:
         """Plan the next batch and take it out of the queue. Under the lock."""
         model = window[0].lane
         free = min(lane.idle + 1, self._most_at_once(lane) - lane.running)
-        places = batching.plan(window, self._rules.limits, runners=free, waste=model.waste)
+        first = window[0].job.tenant.priority
+        mine = window if window[-1].job.tenant.priority is first else [text for text in window if text.job.tenant.priority is first]
+        places = batching.plan(mine, self._rules.limits, runners=free, waste=model.waste)
         for place in batching.passed_over(places):
-            window[place].skips += 1
-        texts = [window[place] for place in places]
+            mine[place].skips += 1
+        texts = [mine[place] for place in places]
+        if len(mine) < len(window) and free == 1:
+            texts += self._company(texts, window[len(mine) :])
         self._tenants.charge(texts)
         for text in texts:
             self._take_out(text)
@@ -430,6 +437,26 @@ class Scheduler:
         wide = alone and self._rules.runners > 1
         predicted = model.cost.seconds([text.tokens for text in texts], wide=wide)
         return Batch(model, texts, lane.is_long, wide, crowd, predicted, self._clock(), time.time_ns())
+
+    def _company(self, texts: Sequence[Text], lower: Sequence[Text]) -> list[Text]:
+        """Return texts of a lower priority that may go along, since a run of those in front hardly takes longer for them. Under the lock.
+
+        So a GPU, on which small runs take as long as large ones, has room for bulk however many interactive requests come.
+        """
+        model, limits = texts[0].lane, self._rules.limits
+        lengths = [text.tokens for text in texts]
+        tokens, longest = sum(lengths), max(lengths)
+        allowed = COMPANY_FACTOR * model.cost.seconds(lengths)
+        found: list[Text] = []
+        for text in lower:
+            if text.lane is not model or text.tokens > longest:
+                continue
+            tokens += text.tokens
+            lengths.append(text.tokens)
+            if tokens > limits.tokens or len(lengths) > limits.texts or model.cost.seconds(lengths) > allowed:
+                break
+            found.append(text)
+        return found
 
     def _take_out(self, text: Text) -> None:
         """Let all who wait for a text's work wait for its run. Under the lock."""

@@ -1,8 +1,10 @@
 """What waits, in fair order. No clock, no lock, no thread in here: the scheduler has those.
 
-*Between tenants*: who has had the least work done goes first, each text weighing what it takes (start-time fair queueing, Goyal et al.
-1996; virtual token counters, Sheng et al. 2024). Who comes back from a pause begins where the least served one stands, so that nobody
-saves up turns.
+*Between priorities*: interactive before bulk, always. What one tenant sends of both is counted apart.
+
+*Between tenants* of one priority: who has had the least work done for its weight goes first, each text weighing what it takes (start-time
+fair queueing, Goyal et al. 1996; virtual token counters, Sheng et al. 2024). Who comes back from a pause begins where the least served one
+stands, so that nobody saves up turns.
 
 *Inside a tenant*: what its requests' shares have come to, the earliest due first; then the rest, as their shares will come. Each request
 has a share of the tenant's virtual time, of which its first runs are free. A text is due by its caller's deadline, and no later than the
@@ -18,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from quadrate.runtime.jobs import Tenant
+from quadrate.standing import Priority, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,33 +37,37 @@ class Tenants:
     """Those who have requests, and those who had some lately: what was done for them counts when they come back."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Tenant] = {}
+        self._known: dict[tuple[str, Priority], Tenant] = {}
         self._most = MOST_KNOWN
-        self._floor = 0.0
+        self._floors = [0.0 for _ in Priority]
 
-    def of(self, name: str) -> Tenant:
-        """Return the tenant of a name, for a request that has come."""
-        found = self._known.get(name)
+    def of(self, standing: Standing) -> Tenant:
+        """Return the tenant of a standing, for a request that has come. Its weight is the one that was told last."""
+        name, priority, weight = standing
+        found = self._known.get((name, priority))
         if found is None:
             if len(self._known) >= self._most:
-                self._known = {name: known for name, known in self._known.items() if known.jobs}
+                self._known = {key: known for key, known in self._known.items() if known.jobs}
                 self._most = max(MOST_KNOWN, 2 * len(self._known))
-            found = self._known[name] = Tenant(name)
+            found = self._known[name, priority] = Tenant(name, priority)
+        found.weight = weight
         found.jobs += 1
         return found
 
     def lift(self, tenant: Tenant) -> None:
         """Let a tenant that had nothing waiting begin no earlier than those who have."""
-        tenant.used = max(tenant.used, self._floor)
+        tenant.used = max(tenant.used, self._floors[tenant.priority])
 
     def charge(self, texts: Sequence[Text]) -> None:
         """Charge a run's texts to those whose work it is; who wait for the same share its price."""
-        self._floor = max(self._floor, min(text.job.tenant.used for text in texts))
+        for priority in {text.job.tenant.priority for text in texts}:
+            least = min(text.job.tenant.used for text in texts if text.job.tenant.priority is priority)
+            self._floors[priority] = max(self._floors[priority], least)
         for text in texts:
             payers = [twin.job.tenant for twin in text.group if not twin.job.over] or [text.job.tenant]
             price = text.seconds / len(payers)
             for tenant in payers:
-                tenant.used += price
+                tenant.used += price / tenant.weight
                 tenant.clock += price / max(1, tenant.jobs)
 
 
@@ -88,6 +95,10 @@ class Line:
     def seconds(self) -> float:
         """How long one runner would take over all of it."""
         return sum(queue.seconds for queue in self._queues.values())
+
+    def seconds_down_to(self, priority: Priority) -> float:
+        """Return how long one runner would take over what is of this priority, or goes before it."""
+        return sum(queue.seconds for tenant, queue in self._queues.items() if tenant.priority <= priority)
 
     def has(self, tenant: Tenant) -> bool:
         """Whether a tenant has texts here."""
@@ -118,16 +129,16 @@ class Line:
         for number, queue in enumerate(self._queues.values()):
             texts = queue.wanted(now, is_late)
             if (first := next(texts, None)) is not None:
-                heads.append((queue.tenant.used, number, first, texts))
+                heads.append((queue.tenant.priority, queue.tenant.used, number, first, texts))
         heapq.heapify(heads)
         while heads and len(found) < most:
-            used, number, text, texts = heads[0]
+            priority, used, number, text, texts = heads[0]
             found.append(text)
             after = next(texts, None)
             if after is None:
                 heapq.heappop(heads)
             else:
-                heapq.heapreplace(heads, (used + text.seconds, number, after, texts))
+                heapq.heapreplace(heads, (priority, used + text.seconds / text.job.tenant.weight, number, after, texts))
         return found
 
     def sweep(self) -> None:
@@ -156,8 +167,8 @@ class Line:
             mine = queue.ahead(text)
             if len(self._queues) == 1:
                 return mine
-        level = tenant.used + mine
-        return mine + sum(min(queue.seconds, max(0.0, level - other.used)) for other, queue in self._queues.items() if other is not tenant)
+        level = tenant.used + mine / tenant.weight
+        return mine + sum(_before(tenant, level, other, queue.seconds) for other, queue in self._queues.items() if other is not tenant)
 
 
 class _Queue:
@@ -236,6 +247,13 @@ class _Queue:
         elif ready and self._ready[-1].due > text.due:
             place = bisect.bisect_right(self._ready, text.due, key=_due)
         return self.seconds * place / (ready + later)
+
+
+def _before(tenant: Tenant, level: float, other: Tenant, seconds: float) -> float:
+    """Return how much of another tenant's work goes before what a tenant sends once so much was done for it."""
+    if other.priority is not tenant.priority:
+        return seconds if other.priority < tenant.priority else 0.0
+    return min(seconds, max(0.0, level - other.used) * other.weight)
 
 
 def _insert(texts: list[Text], new: Sequence[Text], key: Callable[[Text], float]) -> None:

@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import quote
 
+from quadrate.standing import BY_WORD, NOBODY, Priority, Standing, bounded
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 TENANT_HEADER = "x-quadrate-tenant"
 """On whose behalf a gateway calls a worker. A gateway takes it from nobody: it knows who calls."""
+PRIORITY_HEADER = "x-quadrate-priority"
+"""`interactive` or `bulk`: asked for by callers of a gateway, told to workers."""
+WEIGHT_HEADER = "x-quadrate-weight"
+"""The tenant's part of a busy worker, as a gateway tells it. A gateway takes it from nobody."""
 MAX_TENANT_CHARACTERS = 1024
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -46,7 +52,7 @@ class Call:
             `tokens` and whatever else explains the call. Never a text of a user, never a key.
         headers: Headers of the answer besides `x-request-id`, which every answer has.
         desk: Where calls begin and end; for methods that carry many calls on one stream.
-        tenant: On whose behalf: workers read it from TENANT_HEADER, a gateway puts the caller's name here. Empty for nobody in particular.
+        standing: On whose behalf, and what it goes before: workers read it from headers, a gateway puts here what it knows of its caller.
     """
 
     method: str
@@ -57,7 +63,7 @@ class Call:
     log: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[str, str]] = field(default_factory=list)
     desk: Desk | None = None
-    tenant: str = ""
+    standing: Standing = NOBODY
     ids: Mapping[str, str] = field(init=False)
     """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
 
@@ -74,14 +80,31 @@ class Call:
         return "rest" if "x-envoy-original-path" in self.metadata else "grpc"
 
 
-def tenant_header(tenant: str) -> tuple[str, str]:
-    """Return the header that names a tenant: percent-encoded, since names are free and headers are ASCII."""
-    return TENANT_HEADER, _encoded(tenant)
-
-
 @lru_cache(maxsize=4096)
-def _encoded(tenant: str) -> str:
-    return quote(tenant)[:MAX_TENANT_CHARACTERS]
+def standing_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
+    """Return the headers that tell a worker of a standing; names are percent-encoded, since they are free and headers are ASCII."""
+    headers = [(TENANT_HEADER, quote(standing.tenant)[:MAX_TENANT_CHARACTERS])]
+    if standing.priority is not Priority.INTERACTIVE:
+        headers.append((PRIORITY_HEADER, standing.priority.word))
+    if standing.weight != 1.0:
+        headers.append((WEIGHT_HEADER, repr(standing.weight)))
+    return tuple(headers)
+
+
+def standing_of(metadata: Mapping[str, str]) -> Standing:
+    """Return what a gateway's headers say. What cannot be read counts as not said."""
+    tenant = metadata.get(TENANT_HEADER, "")[:MAX_TENANT_CHARACTERS]
+    priority, weight = metadata.get(PRIORITY_HEADER), metadata.get(WEIGHT_HEADER)
+    if priority is None and weight is None:
+        return Standing(tenant)
+    return Standing(tenant, BY_WORD.get(priority or "", Priority.INTERACTIVE), _number(weight or "1"))
+
+
+def _number(text: str) -> float:
+    try:
+        return bounded(float(text))
+    except ValueError:
+        return 1.0
 
 
 def request_id(metadata: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from google.protobuf import message_factory
 
 from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError
 from quadrate.server import status
-from quadrate.server.call import MAX_TENANT_CHARACTERS, TENANT_HEADER, Call, request_id
+from quadrate.server.call import Call, request_id, standing_of
 from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
 
@@ -103,8 +103,8 @@ class Handlers:
     def begin(self, method: str, metadata: Mapping[str, str], remaining_seconds: float | None) -> Call:
         """Start a call: ids, deadline, trace. Logs of this task carry its ids from here on."""
         deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
-        tenant = metadata.get(TENANT_HEADER, "")[:MAX_TENANT_CHARACTERS]
-        call = Call(method, metadata, request_id(metadata), deadline, self._telemetry.traces.begin(metadata), desk=self, tenant=tenant)
+        trace = self._telemetry.traces.begin(metadata)
+        call = Call(method, metadata, request_id(metadata), deadline, trace, desk=self, standing=standing_of(metadata))
         current.set(call.ids)
         self._in_flight += 1
         self.idle.clear()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from quadrate.framing import delimited
 from quadrate.server import status
-from quadrate.server.call import TENANT_HEADER
+from quadrate.server.call import PRIORITY_HEADER, TENANT_HEADER, WEIGHT_HEADER
+from quadrate.standing import Priority
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class _Stream:
             metadata["x-request-id"] = request.request_id
         if request.tenant:
             metadata[TENANT_HEADER] = request.tenant
+        if request.priority == relay_pb2.PRIORITY_BULK:
+            metadata[PRIORITY_HEADER] = Priority.BULK.word
+        if request.HasField("weight"):
+            metadata[WEIGHT_HEADER] = repr(request.weight)
         remaining = request.timeout_seconds if request.HasField("timeout_seconds") else None
         call = self._desk.begin(METHOD, metadata, remaining)
         received = request.embed.ByteSize()

@@ -19,6 +19,7 @@ from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.jobs import Batch, Lane, Rules, Text
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
+from quadrate.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -103,14 +104,14 @@ class Bench:
         return Lane(name, session, CostModel(Shape(1.0, 0.0), speed=SPEED))
 
     def run(
-        self, first: int, *, count: int = 1, tokens: int = 10, deadline: float | None = None, tenant: str = ""
+        self, first: int, *, count: int = 1, tokens: int = 10, deadline: float | None = None, tenant: str = "", **standing: Any
     ) -> asyncio.Task[list[int]]:
         """Send a request of `count` texts, which are answered by `first`, `first + 1` and so on."""
-        return asyncio.create_task(self._run(first, count, tokens, deadline, tenant))
+        return asyncio.create_task(self._run(first, count, tokens, deadline, Standing(tenant, **standing)))
 
-    async def _run(self, first: int, count: int, tokens: int, deadline: float | None, tenant: str) -> list[int]:
+    async def _run(self, first: int, count: int, tokens: int, deadline: float | None, standing: Standing) -> list[int]:
         readings = [Reading.of(np.full(tokens, first + place, np.int32)) for place in range(count)]
-        job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline, tenant=tenant)
+        job = await self.scheduler.run(self.lane, readings, outputs=["unit"], deadline=deadline, standing=standing)
         return [int(row[0][0]) for row in job.results if row is not None]
 
     def waiting(self) -> list[Text]:

@@ -13,6 +13,7 @@ from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.jobs import Job, Lane, Tenant, Text
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.waiting import MOST_KNOWN, Line, Tenants
+from quadrate.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def serve(line: Line, tenants: Tenants, runs: int) -> list[str]:
 
 def fill(tenants: Tenants, line: Line, name: str, count: int, *, seconds: float = 1.0) -> Tenant:
     """Let a tenant send a request of so many texts that may all run."""
-    tenant = tenants.of(name)
+    tenant = tenants.of(Standing(name))
     if not line.has(tenant):
         tenants.lift(tenant)
     line.add(tenant, texts(job(tenant), *[(tenant.clock, 10.0)] * count, seconds=seconds))
@@ -125,7 +126,7 @@ def test_what_will_go_before_a_text_is_known_before_it_is_put_in() -> None:
     """The work ahead of a newcomer is its own tenant's, and of others no more than its fair share lets by."""
     tenants, line = Tenants(), Line(kind=0)
     flood = fill(tenants, line, "flood", 500)
-    quiet = tenants.of("quiet")
+    quiet = tenants.of(Standing("quiet"))
     tenants.lift(quiet)
     assert line.ahead(texts(job(quiet), (0.0, 10.0))[0]) == pytest.approx(0.0)
     assert line.ahead(texts(job(flood), (0.0, 10.0))[0]) == pytest.approx(500.0)
@@ -136,7 +137,7 @@ def test_what_will_go_before_a_text_is_known_before_it_is_put_in() -> None:
 def test_work_for_several_is_paid_by_all_of_them() -> None:
     """Who wait for the same work share its price."""
     tenants = Tenants()
-    one, other = tenants.of("one"), tenants.of("other")
+    one, other = tenants.of(Standing("one")), tenants.of(Standing("other"))
     (first,), (second,) = texts(job(one), (0.0, 1.0)), texts(job(other), (0.0, 1.0))
     first.twins = second.twins = [first, second]
     tenants.charge([first])

@@ -298,7 +298,7 @@ async def test_workers_learn_whose_request_it_is(open_door: Callable[..., Any], 
         await door.embed.Embed(request("cat"), metadata=(claimed,))
         documents = [options_pb2.Input(text="dog")]
         await door.rerank.Rerank(rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=documents), metadata=(key, claimed))
-    assert [call.tenant for call in worker.calls] == ["M%C3%BCller%20%26%20Co", "anonymous", "M%C3%BCller%20%26%20Co"]
+    assert [call.standing.tenant for call in worker.calls] == ["M%C3%BCller%20%26%20Co", "anonymous", "M%C3%BCller%20%26%20Co"]
 
 
 async def test_a_call_without_a_deadline_gets_the_configured_one(open_door: Callable[..., Any], worker: FakeWorker) -> None:
