@@ -36,9 +36,7 @@ def details(error: QuadrateError, method: str) -> bytes:
 
 
 def headers(error: QuadrateError) -> list[tuple[str, str]]:
-    """Return `retry-after` (whole seconds, rounded up) and `retry-after-ms`, where the error knows how long to wait, and its HTTP code,
-    where the edge would take another.
-    """
+    """Return `retry-after` (whole seconds, rounded up) and `retry-after-ms` where waiting helps, and an HTTP code the edge cannot know."""
     found = [(HTTP_STATUS_KEY, str(error.http_status))] if isinstance(error, UpstreamFailed) else []
     if error.retry_after_seconds is None:
         return found
