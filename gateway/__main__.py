@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 
 from gateway.process import Gateway
@@ -15,6 +17,7 @@ async def serve() -> None:
     """Serve until told to stop. Raises ConfigError."""
     telemetry = Telemetry.start(component="gateway", prefix="router")
     async with Gateway(load_gateway_settings(), telemetry) as gateway:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload.ask)
         await gateway.server.run()
 
 

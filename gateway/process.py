@@ -18,12 +18,11 @@ from gateway.mesh_metrics import MeshMetrics
 from gateway.models import Models
 from gateway.readiness import Readiness
 from gateway.redis import SharedRedis
+from gateway.reload import Configuration, Reload
 from gateway.reranking import Reranking, RerankLimits
 from gateway.upstreams.routes import Routes
-from quadrate.config.auth import load_auth
 from quadrate.config.gateway import not_yet_used
 from quadrate.config.rate_limits import load_rate_limits
-from quadrate.config.routing import load_routing
 from quadrate.health import Health
 from quadrate.server import Server
 from quadrate.telemetry import log
@@ -42,16 +41,19 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, telemetry: Telemetry) -> None:
         self.settings = settings
-        self.routes = Routes(load_routing(settings.routing_path), telemetry.metrics)
-        admission = Admission(Authenticator(load_auth(settings.auth_path)), request_timeout_seconds=settings.request_timeout_seconds)
+        configuration = Configuration.load(settings)
+        self.routes = Routes(configuration.routing, telemetry.metrics)
+        self._admission = Admission(Authenticator(configuration.auth), request_timeout_seconds=settings.request_timeout_seconds)
+        self.reload = Reload(settings, configuration, self._use, telemetry.metrics)
         self.redis = _redis(settings, telemetry)
         health = Health()
         self.readiness = Readiness(self.routes, health, telemetry.metrics)
+        self.readiness.explain("configuration", self.reload.report)
         self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
         self.server = Server(
             telemetry=telemetry,
             health=health,
-            services=self._services(admission, telemetry),
+            services=self._services(self._admission, telemetry),
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
@@ -86,9 +88,20 @@ class Gateway:
         await self.server.start()
         self._mesh.http_port = self.server.http_port
         await self.routes.__aenter__()
+        await self.reload.__aenter__()
         return self
 
+    async def _use(self, configuration: Configuration) -> None:
+        """Let another configuration take effect: all of it at one moment, between two requests. Raises ConfigError, and changes nothing."""
+        authenticator = Authenticator(configuration.auth)
+
+        def switch() -> None:
+            self._admission.use(authenticator)
+
+        await self.routes.apply(configuration.routing, then=switch)
+
     async def __aexit__(self, *_: object) -> None:
+        await self.reload.__aexit__()
         await self.server.stop()
         await self.routes.__aexit__()
         if self.redis is not None:

@@ -8,7 +8,7 @@ from gateway.upstreams.table import EMBED, RERANK
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.upstreams.pool import Pool
     from gateway.upstreams.routes import Routes
@@ -36,9 +36,15 @@ class Readiness:
         self._health = health
         self._metrics = metrics
         self._before = "unavailable"
+        self._names: set[str] = set()
+        self._details: dict[str, Callable[[], Any]] = {}
         health.set("quadrate.v1.ModelService", serving=True)
         self.update()
         routes.listen(self.update)
+
+    def explain(self, name: str, report: Callable[[], Any]) -> None:
+        """Let the report say more under a name, whatever `report` returns then. It changes nothing of the status."""
+        self._details[name] = report
 
     @property
     def _pools(self) -> list[Pool]:
@@ -55,7 +61,8 @@ class Readiness:
     def report(self) -> tuple[bool, dict[str, Any]]:
         """Return whether something can be served, and what GET /health/ready says."""
         status = self.status
-        return status != "unavailable", {"status": status, "upstreams": list(_lines(self._pools))}
+        details = {name: report() for name, report in self._details.items()}
+        return status != "unavailable", {"status": status, "upstreams": list(_lines(self._pools)), **details}
 
     def update(self) -> None:
         """State what is so now over grpc.health.v1, and count when it left ok."""
@@ -65,6 +72,10 @@ class Readiness:
                 self._metrics.counter("router_readiness_degraded_total", status).inc()
             log.info("readiness changed", before=self._before, now=status)
             self._before = status
+        names = {f"model/{pool.alias}" for pool in self._pools}
+        for name in self._names - names:
+            self._health.forget(name)
+        self._names = names
         for pool in self._pools:
             self._health.set(f"model/{pool.alias}", serving=pool.serving, reason="no upstream serves it")
         for service, tasks in SERVICES.items():

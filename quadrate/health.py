@@ -14,6 +14,7 @@ from quadrate.telemetry import log
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Health:
     def __init__(self) -> None:
         self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know the aio module
         self._facts: dict[str, Fact] = {}
-        self._changes: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+        self._changes: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
         self._teller: asyncio.Task[None] | None = None
         self.set("", serving=False, reason="starting")
 
@@ -46,7 +47,12 @@ class Health:
         self._facts[name] = fact
         if before is not None and before.serving != serving:
             log.info("health changed", name=name or "process", serving=serving, reason=fact.reason)
-        self._changes.put_nowait((name, serving))
+        self._changes.put_nowait((name, _SERVING if serving else _NOT_SERVING))
+
+    def forget(self, name: str) -> None:
+        """State nothing about something any more: those who watch hear that it is unknown. Forgetting what is not known changes nothing."""
+        if self._facts.pop(name, None) is not None:
+            self._changes.put_nowait((name, _UNKNOWN))
 
     def fail_all(self, reason: str) -> None:
         """State that nothing serves any more."""
@@ -73,5 +79,5 @@ class Health:
         while not self._changes.empty():
             await self._tell_one(*self._changes.get_nowait())
 
-    async def _tell_one(self, name: str, serving: bool) -> None:  # noqa: FBT001
-        await self.servicer.set(name, _SERVING if serving else _NOT_SERVING)
+    async def _tell_one(self, name: str, status: int) -> None:
+        await self.servicer.set(name, status)

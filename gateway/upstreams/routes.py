@@ -61,6 +61,11 @@ class Routes:
         """The models of the table in force."""
         return self._table.pools
 
+    @property
+    def targets(self) -> set[str]:
+        """The `host:port` of all workers that connections are open to, those that are being let go included."""
+        return set(self._peers)
+
     def find(self, task: int, name: str, principal: Principal) -> Pool:
         """See Table."""
         return self._table.find(task, name, principal)

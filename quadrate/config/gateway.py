@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
 
-NOT_YET_USED = ("ROUTER_TOKENIZER_NAME", "ROUTER_FEATURE_FLAGS", "ROUTER_ROUTING_RELOAD_INTERVAL_SECONDS")
+NOT_YET_USED = ("ROUTER_TOKENIZER_NAME", "ROUTER_FEATURE_FLAGS")
 """Names of an earlier deployment that this version accepts and does not act on. The gateway says so at start if one is set."""
 
 
@@ -48,6 +48,9 @@ class GatewaySettings(BaseSettings):
     stand in it. Unset: each gateway counts alone."""
     redis_timeout_seconds: float = pydantic.Field(default=0.2, gt=0)
     """How long one call to Redis may take before it counts as away."""
+    routing_reload_interval_seconds: float = pydantic.Field(default=5.0, ge=0)
+    """How often the files of routes, keys and limits are looked at: an edit takes effect without a restart. 0: only on SIGHUP, which
+    always works."""
     request_timeout_seconds: float = pydantic.Field(default=30.0, gt=0)
     """The time a request has whose caller sets no deadline."""
     safe_request_token_limit: int = pydantic.Field(default=524_288, gt=0)

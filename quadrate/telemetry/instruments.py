@@ -128,6 +128,25 @@ _ROUTER = (
         component="router",
     ),
     Instrument(
+        "router_config_reloads_total",
+        "counter",
+        "How often edited files took effect (`applied`) or were refused (`refused`).",
+        ("outcome",),
+        component="router",
+    ),
+    Instrument(
+        "router_config_last_reload_successful",
+        "gauge",
+        "1 while the files as they are now are in force, 0 while they are refused and former ones are.",
+        component="router",
+    ),
+    Instrument(
+        "router_config_last_applied_timestamp_seconds",
+        "gauge",
+        "When the configuration in force was taken, in Unix seconds.",
+        component="router",
+    ),
+    Instrument(
         "http_request_size_bytes",
         "histogram",
         "Size of request bodies as the gateway reads them.",
