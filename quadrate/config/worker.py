@@ -90,6 +90,11 @@ class WorkerSettings(BaseSettings):
     """A run that takes longer than this, and 20 times longer than predicted, is stuck: the worker gives up and leaves."""
     session: Literal["onnx", "null"] = "onnx"
     """`null` answers without running a model, to measure what is around it. Never for serving."""
+    null_run_ms: float = pydantic.Field(default=0.0, ge=0, le=60_000)
+    """What each run of a `null` session takes. It sleeps, and takes no processor: so a small machine can be overloaded many times over, to
+    see what happens then (docs/overload.md)."""
+    null_token_us: float = pydantic.Field(default=0.0, ge=0, le=1_000_000)
+    """What each token of a run of a `null` session takes besides, in microseconds."""
     host: str = "127.0.0.1"
     """The address to listen on. `0.0.0.0` where other machines call the worker, as in a container."""
     port: Port = 0

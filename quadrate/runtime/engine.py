@@ -117,9 +117,8 @@ def _ours(facts: Facts, way: Way, settings: WorkerSettings) -> tuple[Session, Ma
     """Write the model's graph and open it; return the session, what it gives, and the bytes of its weights."""
     weights = Weights(facts.path)
     graph = build(facts, weights, way.arithmetic, way.kernels)
-    session: Session = NullSession(graph.outputs)
-    if settings.session == "onnx":
-        session = open_session(graph, way, threads=settings.threads)
+    is_null = settings.session == "null"
+    session: Session = _null(graph.outputs, settings) if is_null else open_session(graph, way, threads=settings.threads)
     weights.release()
     return session, graph.outputs, graph.weight_bytes
 
@@ -130,7 +129,11 @@ def _own(facts: Facts, way: Way, settings: WorkerSettings) -> tuple[Session, Map
     if settings.session == "onnx":
         return session, session.forms, session.weight_bytes
     session.close()
-    return NullSession(session.forms), session.forms, session.weight_bytes
+    return _null(session.forms, settings), session.forms, session.weight_bytes
+
+
+def _null(forms: Mapping[str, Form], settings: WorkerSettings) -> NullSession:
+    return NullSession(forms, run_seconds=settings.null_run_ms / 1e3, token_seconds=settings.null_token_us / 1e6)
 
 
 def _tokenizer(facts: Facts) -> TextTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,3 +216,12 @@ def test_the_null_session_gives_the_right_shapes() -> None:
     assert [row.shape for row in found["unit"]] == [(16,), (16,)]
     assert [row.shape for row in found["multi_vector"]] == [(3, 16), (4, 16)]
     assert np.linalg.norm(found["unit"][0]) == pytest.approx(1.0)
+
+
+def test_the_null_session_takes_as_long_as_it_is_told() -> None:
+    """A null session takes its time for each run and for each token, and no processor."""
+    made = NullSession({"unit": Form("text", 16)}, run_seconds=0.02, token_seconds=0.01)
+    started, burnt = time.perf_counter(), time.process_time()
+    made.run(readings((3, 4)), ["unit"], wide=False)
+    assert time.perf_counter() - started >= 0.09
+    assert time.process_time() - burnt < 0.05

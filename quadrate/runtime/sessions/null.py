@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +19,22 @@ NULL = "NullExecutionProvider"
 
 
 class NullSession:
-    """Answers at once with values that depend on the text's length alone. For measuring what is around a model, never for serving.
+    """Answers with values that depend on the text's length alone, at once or after a sleep. For measuring what is around a model.
+
+    A run that sleeps takes no processor, so that a machine can be offered many times what its model would do. Never for serving.
 
     Args:
         forms: The graph's outputs.
+        run_seconds: What each run takes, be it small or large.
+        token_seconds: What each of its tokens takes besides.
     """
 
     provider = NULL
 
-    def __init__(self, forms: Mapping[str, Form]) -> None:
+    def __init__(self, forms: Mapping[str, Form], *, run_seconds: float = 0.0, token_seconds: float = 0.0) -> None:
         self._forms = forms
+        self._run_seconds = run_seconds
+        self._token_seconds = token_seconds
 
     def run(
         self,
@@ -37,6 +44,8 @@ class NullSession:
         wide: bool,  # noqa: ARG002 - as every session
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
+        if self._run_seconds or self._token_seconds:
+            time.sleep(self._run_seconds + self._token_seconds * sum(map(len, readings)))
         return {name: [self._rows(name, len(reading)) for reading in readings] for name in outputs}
 
     def close(self) -> None:
