@@ -81,12 +81,14 @@ class Input(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("tokens", "tokens_cut")
+    __slots__ = ("tokens", "tokens_cut", "estimated")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_CUT_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     tokens_cut: int
-    def __init__(self, tokens: _Optional[int] = ..., tokens_cut: _Optional[int] = ...) -> None: ...
+    estimated: bool
+    def __init__(self, tokens: _Optional[int] = ..., tokens_cut: _Optional[int] = ..., estimated: _Optional[bool] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("revision", "prompt", "precision", "provider", "pooling", "normalized")
