@@ -5,39 +5,28 @@
                                                               └──(something is wrong)──► nothing changes; log, metric and readiness
                                                                                          say so; looked at again each time
 
-Files are looked at every few seconds and whenever a signal asks. What is looked at is where a path leads, so that a link that is moved to
-another folder, as Kubernetes does it for a ConfigMap, is an edit, too.
+Files are looked at every few seconds and whenever a signal asks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
-import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 from quadrate.config.auth import AuthFile, load_auth
 from quadrate.config.rate_limits import RateLimitsFile, load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
+from quadrate.config.watched import WatchedFiles, refuse_empty
 from quadrate.errors import ConfigError
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
 
     from quadrate.config.gateway import GatewaySettings
     from quadrate.telemetry import Metrics
-
-SETTLE_SECONDS = 0.2
-"""Files that are being written are left alone until they have rested so long."""
-MOST_SETTLING_SECONDS = 5.0
-"""Files that never rest are read as they are: what is half there is refused, or it is whole."""
-
-Mark = tuple[int, int, int, int] | None
-"""Which file a path leads to, and which state of it; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +74,15 @@ class Reload:
         """Why the files as they are now are not in force; empty if they are."""
         self._settings = settings
         self._paths = (settings.routing_path, settings.auth_path, settings.rate_limits_path)
-        self._marks: Sequence[Mark] = ()
+        self._files = WatchedFiles(self._paths, interval_seconds=settings.routing_reload_interval_seconds)
         self._use = use
         self._metrics = metrics
-        self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._note_applied()
 
     def ask(self) -> None:
         """Read the files again now, whether they look changed or not."""
-        self._asked.set()
+        self._files.ask()
 
     def report(self) -> dict[str, str]:
         """Return what readiness says of it."""
@@ -110,42 +98,24 @@ class Reload:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        interval = self._settings.routing_reload_interval_seconds
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), interval or None)
-            is_asked = self._asked.is_set()
-            self._asked.clear()
+            is_asked = await self._files.edited(or_the_same=bool(self.problem))
             await self.look(is_asked=is_asked)
 
     async def look(self, *, is_asked: bool = False) -> None:
-        """Look at the files, and let them take effect if they are others than before, were refused, or somebody asked."""
-        found = await asyncio.to_thread(marks, self._paths)
-        if found == self._marks and not self.problem and not is_asked:
-            return
+        """Read the files, and let them take effect if they say something else than before, or somebody asked."""
         try:
-            self._marks = await self._settled(found)
             configuration = await asyncio.to_thread(self._read)
             await self._take(configuration, is_asked=is_asked)
         except ConfigError as error:
             self._refuse(str(error))
         except Exception as error:  # noqa: BLE001 - whatever an edit brings about, the next one is to be looked at
-            self._refuse(f"it could not be used ({type(error).__name__}); the former configuration stays in force")
-
-    async def _settled(self, found: Sequence[Mark]) -> Sequence[Mark]:
-        """Wait until the files rest; return how they are then."""
-        for _ in range(round(MOST_SETTLING_SECONDS / SETTLE_SECONDS)):
-            before = found
-            await asyncio.sleep(SETTLE_SECONDS)
-            found = await asyncio.to_thread(marks, self._paths)
-            if found == before:
-                break
-        return found
+            self._refuse(f"it could not be used ({type(error).__name__}); tell whoever maintains this program")
 
     def _read(self) -> Configuration:
         """Read all files. On a thread. Raises ConfigError."""
         for path in self._paths:
-            _refuse_empty(path)
+            refuse_empty(path)
         return Configuration.load(self._settings)
 
     async def _take(self, configuration: Configuration, *, is_asked: bool) -> None:
@@ -174,23 +144,3 @@ class Reload:
             log.error("configuration refused; the former one stays in force", reason=problem)
         self._metrics.gauge("router_config_last_reload_successful").set(0)
         self.problem = problem
-
-
-def marks(paths: Sequence[Path]) -> tuple[Mark, ...]:
-    """Return what tells the state of files from another."""
-    return tuple(_mark(path) for path in paths)
-
-
-def _mark(path: Path) -> Mark:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - as Path.stat, and one of many
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _refuse_empty(path: Path) -> None:
-    """Raise ConfigError for a file without a word: so it is while somebody writes it, and it would take away every model or key."""
-    with contextlib.suppress(OSError):
-        if not path.stat().st_size:
-            raise ConfigError(f"{path}: is empty; write {{}} if nothing is meant.")
