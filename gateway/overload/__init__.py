@@ -3,4 +3,5 @@
 Mechanisms alone, which know no wire, no route and no worker.
 
 priority   what callers ask for
+refusals   what a worker has no room for, so that it is not asked again too soon
 """

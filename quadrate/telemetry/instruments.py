@@ -101,6 +101,13 @@ _ROUTER = (
         component="router",
     ),
     Instrument(
+        "router_overload_refusals_total",
+        "counter",
+        "Requests refused because no upstream had room for them, without asking one again.",
+        ("model", "priority"),
+        component="router",
+    ),
+    Instrument(
         "router_rate_limit_drops_total",
         "counter",
         "Requests refused because a limit was used up.",
