@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+import os
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import pydantic
 
 from quadrate.config.yamlfile import Schema, load
+from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 _SCHEMES = ("http", "https", "grpc", "grpcs")
+_HTTP_SCHEMES = ("http", "https")
+_QWEN3 = "qwen3"
+"""Aliases that begin so and are served over HTTP take these two variables unless the file names others."""
+_QWEN3_ENABLED, _QWEN3_API_KEY = "QWEN3_ENABLED", "QWEN3_API_KEY"
+
+Variable = Annotated[str, pydantic.StringConstraints(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")]
+"""The name of an environment variable, or nothing."""
+RouteT = TypeVar("RouteT", bound="Route")
 
 
 class Upstream(Schema):
     """Where a model's requests go.
 
     `type` is `grpc` for Quadrate's own workers, `openai` for any server that speaks the OpenAI embeddings and the Cohere or Jina
-    rerank shapes over HTTP; `infinity` (embeddings) and `rerank` (reranking) are older names of the latter.
+    rerank shapes over HTTP; `infinity` (embeddings) and `rerank` (reranking) are older names of the latter, and may name our own
+    workers, too: which protocol such a peer speaks is found out.
     """
 
     type: Literal["grpc", "openai", "infinity", "rerank"]
@@ -29,8 +40,21 @@ class Upstream(Schema):
     timeout_seconds: float | None = pydantic.Field(default=None, gt=0)
     priority: int = pydantic.Field(default=0, ge=0)
     """Groups are tried in this order, 0 first; a later one serves only while every earlier one is gone."""
+    weight: float = pydantic.Field(default=1.0, gt=0)
+    """What share each of these addresses gets beside the others of its priority: one of 2 gets twice the tokens of one of 1."""
     replicas: tuple[str, ...] = ()
     """More addresses of the same kind, in the form of `url`."""
+    model: str = ""
+    """HTTP: what the model is called there. Empty: the route's served name, or else its alias."""
+    api_key: pydantic.SecretStr | None = None
+    """The key that is sent there. Better `api_key_env`: this file is read by many."""
+    api_key_env: Variable = ""
+    """The environment variable that holds the key. It must be set if the route is enabled."""
+    max_inputs: int = pydantic.Field(default=2_048, gt=0)
+    """HTTP: the most texts of one request there; what has more is sent in several. TEI takes 32 unless told otherwise."""
+    takes_token_ids: bool = False
+    """HTTP: whether token ids may be sent there as `input`. Otherwise requests that bring ids are refused: what ids mean, and whether
+    special tokens are among them, differs between servers."""
 
     @pydantic.field_validator("url", "replicas")
     @classmethod
@@ -40,15 +64,36 @@ class Upstream(Schema):
         return value
 
     @pydantic.model_validator(mode="after")
-    def _check_timeout(self) -> Self:
+    def _check(self) -> Self:
         if self.timeout_ms is not None and self.timeout_seconds is not None:
             raise ValueError("timeout_ms and timeout_seconds are both set; keep one")
+        if self.api_key is not None and self.api_key_env:
+            raise ValueError("api_key and api_key_env are both set; keep api_key_env")
+        if self.type == "grpc":
+            self._check_grpc()
+        elif wrong := next((url for url in self._urls if urlsplit(url).scheme not in _HTTP_SCHEMES), None):
+            raise ValueError(f"{wrong!r} is no address for type {self.type}; write it as http://host:port, or say type: grpc")
         return self
+
+    def _check_grpc(self) -> None:
+        if wrong := next((url for url in self._urls if urlsplit(url).path.strip("/")), None):
+            raise ValueError(f"{wrong!r} has a path, which gRPC has no use for; write it as grpc://host:port, or say type: openai")
+        for name in ("model", "max_inputs", "takes_token_ids"):
+            if name in self.model_fields_set:
+                raise ValueError(f"{name} is for upstreams over HTTP; leave it out for type grpc")
+
+    @property
+    def _urls(self) -> tuple[str, ...]:
+        return (self.url, *self.replicas)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The `host:port` of `url` and of every replica, each once, in the order written."""
-        return tuple(dict.fromkeys(_target(url) for url in (self.url, *self.replicas)))
+        """The `host:port` of `url` and of every replica, with its path if it has one, each once, in the order written."""
+        return tuple(dict.fromkeys(map(_target, self._urls)))
+
+    def url_of(self, target: str) -> str:
+        """Return the URL that was written for one of `targets`."""
+        return next(url for url in self._urls if _target(url) == target)
 
     @property
     def timeout(self) -> float | None:
@@ -57,18 +102,35 @@ class Upstream(Schema):
 
 
 class Route(Schema):
-    """One model: `model` is the alias, `served_name` the name it is known by elsewhere; a request may say either."""
+    """One model: `model` is the alias, `served_name` the name it is known by elsewhere; a request may say either.
+
+    A worker tells its models' tokenizer and card. What is served over HTTP has none, so that the route says what is to be known.
+    """
 
     model: str = pydantic.Field(min_length=1)
     served_name: str = ""
     enabled: bool = True
+    enabled_env: Variable = ""
+    """The environment variable that says whether it is enabled, if it is set: `true` or `false`. It goes before `enabled`."""
     upstream: Upstream | None = None
     upstreams: tuple[Upstream, ...] = ()
+    hedge_after_ms: float | None = pydantic.Field(default=None, gt=0)
+    """A short request that is not answered by then is sent to a second replica, too, and the first answer counts. Unset: never."""
+    tokenizer: str = ""
+    """HTTP: what the model reads text with, so that tokens are counted exactly: a `tokenizer.json`, a folder with one, or a repository of
+    the hub, perhaps with `@` and a commit. Empty: ROUTER_TOKENIZER_NAME; if that is empty, too, an upper bound is charged and corrected by
+    what the upstream reports."""
+    max_tokens: int | None = pydantic.Field(default=None, gt=0)
+    """HTTP, with a tokenizer: the most tokens that the model reads of one input, special tokens included. None: as the tokenizer's files
+    say."""
 
     @pydantic.model_validator(mode="after")
     def _check_upstreams(self) -> Self:
         if (self.upstream is None) == (not self.upstreams):
             raise ValueError(f"model {self.model!r} needs either upstream or a list upstreams")
+        if not self.over_http:
+            for name in _OVER_HTTP & self.model_fields_set:
+                raise ValueError(f"{name} is for models that are served over HTTP; the worker of {self.model!r} tells its own")
         return self
 
     @property
@@ -82,9 +144,38 @@ class Route(Schema):
         """The names a request may use."""
         return tuple(dict.fromkeys(name for name in (self.model, self.served_name) if name))
 
+    @property
+    def over_http(self) -> bool:
+        """Whether some upstream may speak HTTP."""
+        return any(upstream.type != "grpc" for upstream in self.groups)
+
+    @property
+    def is_qwen3(self) -> bool:
+        """Whether QWEN3_ENABLED and QWEN3_API_KEY mean this route."""
+        return self.over_http and self.model.lower().startswith(_QWEN3)
+
 
 class EmbeddingRoute(Route):
     """A model for embeddings."""
+
+    dimensions: int | None = pydantic.Field(default=None, gt=0)
+    """HTTP: the width that its vectors must have. None: that of the first answer."""
+    matryoshka_dimensions: tuple[Annotated[int, pydantic.Field(gt=0)], ...] = ()
+    """HTTP: the widths that `dimensions` of a request may ask for; the gateway cuts. Empty: the model was not trained for any."""
+    prompts: dict[str, str] = pydantic.Field(default_factory=dict)
+    """HTTP: what is put before a text, by name; `query` and `document` are those of the roles. None where the upstream adds its own."""
+    default_prompt_name: str = ""
+    """HTTP: the prompt of a request that names none. Empty: no prompt."""
+    instruction: str = ""
+    """HTTP: the prompt of a query for which a request gives an instruction, with `{instruction}` in its place. Empty: it takes none."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        if self.default_prompt_name and self.default_prompt_name not in self.prompts:
+            raise ValueError(f"default_prompt_name {self.default_prompt_name!r} is not among the prompts: {sorted(self.prompts)}")
+        if self.instruction and "{instruction}" not in self.instruction:
+            raise ValueError(f"instruction must hold {{instruction}}, where the request's own stands: {self.instruction!r}")
+        return self
 
 
 class RerankRoute(Route):
@@ -92,6 +183,10 @@ class RerankRoute(Route):
 
     max_top_k: int = pydantic.Field(default=50, gt=0)
     """The largest `top_n` a request may ask for."""
+
+
+_OVER_HTTP = {"tokenizer", "max_tokens", "dimensions", "matryoshka_dimensions", "prompts", "default_prompt_name", "instruction"}
+"""What a route says of its model for upstreams that cannot be asked."""
 
 
 class RoutingFile(Schema):
@@ -111,6 +206,12 @@ class RoutingFile(Schema):
         _check_unique("embeddings and rerank", [route.model for route in (*self.embeddings, *self.rerank)])
         return self
 
+    def resolved(self, environment: Mapping[str, str]) -> RoutingFile:
+        """Return the file with what the environment says in it: `enabled` and keys. Raises ValueError for a wrong variable."""
+        embeddings = tuple(_resolve(route, environment) for route in self.embeddings)
+        rerank = tuple(_resolve(route, environment) for route in self.rerank)
+        return self.model_copy(update={"embeddings": embeddings, "rerank": rerank})
+
 
 def _check_unique(where: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
@@ -120,11 +221,46 @@ def _check_unique(where: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
+def _resolve(route: RouteT, environment: Mapping[str, str]) -> RouteT:
+    enabled = _enabled(route, environment)
+    changes: dict[str, object] = {"enabled": enabled, "enabled_env": ""}
+    if route.upstream is not None:
+        changes["upstream"] = _with_key(route.upstream, route, environment, enabled=enabled)
+    changes["upstreams"] = tuple(_with_key(upstream, route, environment, enabled=enabled) for upstream in route.upstreams)
+    return route.model_copy(update=changes)
+
+
+def _enabled(route: Route, environment: Mapping[str, str]) -> bool:
+    name = route.enabled_env or (_QWEN3_ENABLED if route.is_qwen3 else "")
+    written = environment.get(name, "") if name else ""
+    if not written:
+        return route.enabled
+    try:
+        return pydantic.TypeAdapter(bool).validate_python(written)
+    except pydantic.ValidationError as exc:
+        raise ValueError(f"model {route.model!r}: the variable {name} must be true or false") from exc
+
+
+def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], *, enabled: bool) -> Upstream:
+    """Return an upstream with the key that its variable holds. Raises ValueError if the variable has to be set and is not."""
+    if upstream.api_key is not None:
+        return upstream
+    name = upstream.api_key_env or (_QWEN3_API_KEY if route.is_qwen3 and upstream.type != "grpc" else "")
+    key = environment.get(name, "").strip() if name else ""
+    if upstream.api_key_env and not key and enabled:
+        raise ValueError(f"model {route.model!r}: the variable {name}, which api_key_env names, is not set")
+    return upstream.model_copy(update={"api_key": pydantic.SecretStr(key) if key else None, "api_key_env": ""})
+
+
 def _target(url: str) -> str:
-    """Return `host:port` of a URL; raise ValueError with what is allowed."""
+    """Return `host:port` of a URL, with its path if it has one; raise ValueError with what is allowed."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ValueError(f"{url!r} is no address; write it as grpc://host:port or http://host:port")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("an address holds a user or a password; put a key into the variable that api_key_env names")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has more than host, port and path; leave out what follows the path")
     try:
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError as exc:
@@ -132,9 +268,12 @@ def _target(url: str) -> str:
     if port is None:
         raise ValueError(f"{url!r} names no port; write it as {parts.scheme}://{parts.hostname}:7997")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{host}:{port}"
+    return f"{host}:{port}{parts.path.rstrip('/')}"
 
 
-def load_routing(path: Path) -> RoutingFile:
-    """Read `routing.yaml`; raises ConfigError."""
-    return load(path, RoutingFile)
+def load_routing(path: Path, environment: Mapping[str, str] | None = None) -> RoutingFile:
+    """Read `routing.yaml` with what the environment adds to it; raises ConfigError."""
+    try:
+        return load(path, RoutingFile).resolved(os.environ if environment is None else environment)
+    except ValueError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc

@@ -22,6 +22,8 @@ embeddings:
 rerank:
   - {model: "rerank-base", served_name: "cross-encoder/ms-marco-MiniLM-L-2-v2", enabled: true, max_top_k: 50, upstream: {type: "rerank", url: "http://rerank:9002", timeout_seconds: 10}}
 """  # noqa: E501 - the file as an earlier deployment has it
+GRPC = 'embeddings: [{model: m, upstream: {type: grpc, url: "grpc://a:1"}}]'
+HTTP = "embeddings: [{model: m, upstream: {type: openai, url: 'http://a:1'}}]"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -79,6 +81,45 @@ embeddings:
     assert [group.targets for group in route.groups] == [("a:1", "a:2"), ("b:1",)]
 
 
+def test_an_address_over_http_keeps_its_path() -> None:
+    """Two APIs of one host are two targets, and each has its URL."""
+    text = HTTP.replace("http://a:1'", "https://a/v1/', replicas: ['https://a/other']")
+    upstream = parse(text, RoutingFile, name="file.yaml").embeddings[0].groups[0]
+    assert upstream.targets == ("a:443/v1", "a:443/other")
+    assert upstream.url_of("a:443/v1") == "https://a/v1/"
+
+
+def test_the_environment_switches_routes_and_holds_keys(tmp_path: Path) -> None:
+    """`enabled_env` goes before `enabled` where it is set, `api_key_env` is read, and no key is printed."""
+    text = HTTP.replace("model: m,", "model: m, enabled: false, enabled_env: M_ON,").replace(
+        "http://a:1'", "http://a:1', api_key_env: 'M_KEY'"
+    )
+    path = write(tmp_path, text)
+    off = load_routing(path, {}).embeddings[0]
+    assert (off.enabled, off.groups[0].api_key) == (False, None)
+    on = load_routing(path, {"M_ON": "true", "M_KEY": "a-secret"}).embeddings[0]
+    assert on.enabled
+    assert on.groups[0].api_key is not None
+    assert on.groups[0].api_key.get_secret_value() == "a-secret"
+    assert "a-secret" not in repr(on)
+    with pytest.raises(ConfigError, match="model 'm': the variable M_KEY, which api_key_env names, is not set"):
+        load_routing(path, {"M_ON": "true"})
+    with pytest.raises(ConfigError, match="M_ON must be true or false"):
+        load_routing(path, {"M_ON": "perhaps"})
+
+
+@pytest.mark.parametrize(("switch", "enabled"), [("", True), ("true", True), ("false", False)])
+def test_qwen3_over_http_has_variables_of_its_own(tmp_path: Path, switch: str, *, enabled: bool) -> None:
+    """QWEN3_ENABLED and QWEN3_API_KEY mean every route over HTTP whose alias begins so, and neither has to be set."""
+    path = write(tmp_path, HTTP.replace("model: m,", "model: qwen3-embedding-0.6b,"))
+    route = load_routing(path, {"QWEN3_ENABLED": switch, "QWEN3_API_KEY": "k"}).embeddings[0]
+    assert route.enabled is enabled
+    assert route.groups[0].api_key is not None
+    assert load_routing(path, {}).embeddings[0].groups[0].api_key is None
+    others = load_routing(write(tmp_path, GRPC.replace("model: m,", "model: qwen3,")), {"QWEN3_ENABLED": "false"})
+    assert others.embeddings[0].enabled
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -92,6 +133,16 @@ embeddings:
         (ROUTING + "rerank: []\n", "file.yaml:6: key 'rerank' is written twice"),
         ("embeddings:\n  - {model: m}\n", "needs either upstream or a list upstreams"),
         ("embeddings: [\n", "file.yaml:2"),
+        (ROUTING.replace('"infinity", url: "http:', '"infinity", url: "grpc:'), "say type: grpc"),
+        (ROUTING.replace("http://rerank:9002", "http://me:secret@rerank:9002"), "put a key into the variable that api_key_env names"),
+        (ROUTING.replace("http://rerank:9002", "http://rerank:9002/?key=1"), "leave out what follows the path"),
+        (GRPC.replace("grpc://a:1", "grpc://a:1/v1"), "has a path"),
+        (GRPC.replace('"grpc://a:1"', '"grpc://a:1", takes_token_ids: true'), "takes_token_ids is for upstreams over HTTP"),
+        (GRPC.replace("model: m,", "model: m, tokenizer: t,"), "tokenizer is for models that are served over HTTP"),
+        (HTTP.replace("model: m,", "model: m, default_prompt_name: q,"), "is not among the prompts"),
+        (HTTP.replace("model: m,", "model: m, instruction: q,"), "instruction must hold {instruction}"),
+        (HTTP.replace("http://a:1", "http://a:1', api_key_env: 'no name"), "embeddings[0].upstream.api_key_env"),
+        (HTTP.replace("http://a:1", "http://a:1', api_key: k, api_key_env: 'K"), "keep api_key_env"),
     ],
 )
 def test_a_bad_routing_file_is_refused_with_line_and_way_out(text: str, expected: str) -> None:

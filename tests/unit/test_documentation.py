@@ -67,7 +67,7 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
 @pytest.mark.parametrize(
     ("heading", "schemas"),
     [
-        ("routing.yaml", [routing.RoutingFile, routing.RerankRoute, routing.Upstream]),
+        ("routing.yaml", [routing.RoutingFile, routing.EmbeddingRoute, routing.RerankRoute, routing.Upstream]),
         (
             "models.yaml",
             [
