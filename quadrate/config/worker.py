@@ -56,6 +56,9 @@ class WorkerSettings(BaseSettings):
     """More names, as a JSON object of name to alias: requests may use either."""
     models_path: Path = pydantic.Field(default=Path("configs/models.yaml"), validation_alias="QUADRATE_MODELS_PATH")
     """The catalogue of models. Read by both kinds of worker."""
+    models_reload_interval_seconds: float = pydantic.Field(default=5.0, ge=0, validation_alias="QUADRATE_MODELS_RELOAD_INTERVAL_SECONDS")
+    """How often the catalogue and its lock are looked at: a model whose card was edited is loaded again. 0: only on SIGHUP, which always
+    works. Read by both kinds of worker."""
     device: Device = "auto"
     """`cpu`; `gpu` (refuse to start without one), `gpu:1` for the second, `gpu:GPU-…` or `gpu:MIG-…` for a card or a slice by its UUID; or
     `auto`: a GPU if this ONNX Runtime and the driver have one."""

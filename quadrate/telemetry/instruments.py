@@ -205,6 +205,13 @@ def _worker(prefix: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
         row("queue_tokens", "gauge", "Tokens that wait."),
         row("queue_estimated_seconds", "gauge", "How long the work that waits will take, as the cost model has it."),
         row("dropped_total", "counter", "Texts that were dropped before they ran, by reason.", ("model", "reason")),
+        row("config_reloads_total", "counter", "How often an edited catalogue was taken (`applied`) or refused (`refused`).", ("outcome",)),
+        row(
+            "config_last_reload_successful",
+            "gauge",
+            "1 while the catalogue as it is now is in force, 0 while it is refused and the former one is.",
+            (),
+        ),
         row("model_memory_bytes", "gauge", "Memory that the model's weights take in this process."),
         row("model_load_seconds", "gauge", "From the start of loading to the first right answer."),
         row("model_serving", "gauge", "1 while the model answers, otherwise 0."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,7 @@ from quadrate.worker.catalogue import Catalogue
 from quadrate.worker.loading import Loader
 from quadrate.worker.meter import TelemetryMeter
 from quadrate.worker.models import ModelService
+from quadrate.worker.reload import CatalogueReload
 from quadrate.worker.rules import rules_of
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Worker:
         health = Health()
         self.catalogue = Catalogue(settings, task=task, service=name, health=health, telemetry=telemetry)
         self.loader = Loader(self.catalogue, settings, task=task, telemetry=telemetry)
+        self.reload = CatalogueReload(settings, self.catalogue, self.loader, task=task, telemetry=telemetry)
         self.server = Server(
             telemetry=telemetry,
             health=health,
@@ -67,7 +70,7 @@ class Worker:
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
-            readiness=self.catalogue.readiness,
+            readiness=self._readiness,
             reflection_on=settings.reflection,
             drain_seconds=settings.drain_seconds,
         )
@@ -87,9 +90,15 @@ class Worker:
         self.scheduler = Scheduler(rules, meter=TelemetryMeter(self._telemetry), on_failure=self._failed)
         self.loader.scheduler = self.scheduler
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
+        await self.reload.__aenter__()
         return self
 
+    def _readiness(self) -> tuple[bool, dict[str, object]]:
+        serving, report = self.catalogue.readiness()
+        return serving, {**report, "configuration": self.reload.report()}
+
     async def __aexit__(self, *_: object) -> None:
+        await self.reload.__aexit__()
         await self.server.stop()
         for task in self._tasks:
             task.cancel()
@@ -150,6 +159,7 @@ async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Cata
     memory.settle()
     worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
     async with worker:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, worker.reload.ask)
         await worker.server.run()
     if not worker.loaded.is_set() or worker.loader.is_loading:
         os._exit(worker.status)  # a thread still fetches or loads, and nobody waits for it any more

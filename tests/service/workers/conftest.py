@@ -69,10 +69,13 @@ def catalogue(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def running(task: str, catalogue: Path, *models: str, wait: bool = True, **changes: Any) -> AsyncIterator[Running]:
-    """Run a worker for `models` on free ports and give its stubs; `changes` go into its settings."""
+    """Run a worker for `models` on free ports and give its stubs; `changes` go into its settings.
+
+    The catalogue is looked at when a test asks for it.
+    """
     kind, services = (EmbedSettings, embed_services) if task == "embed" else (RerankSettings, rerank_services)
     settings = kind(model_name=models, port=0, http_port=0, threads=2, drain_seconds=0.5, **changes).model_copy(
-        update={"models_path": catalogue}
+        update={"models_path": catalogue, "models_reload_interval_seconds": 0}
     )
     worker = Worker(settings, task=task, services=services, telemetry=Telemetry.silent(task))
     async with worker, grpc.aio.insecure_channel(f"127.0.0.1:{worker.server.port}") as channel:
