@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
+from quadrate.runtime import admission
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.jobs import Batch, Lane, Rules, Text
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.scheduler import Scheduler
-from quadrate.standing import Standing
+from quadrate.standing import Priority, Standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -753,3 +754,103 @@ async def test_a_refusal_says_when_there_will_be_room() -> None:
         assert error.retry_after_seconds == pytest.approx(ahead + 20 * 0.06 - 1.0, abs=0.07)
         made.session.gate.set()
         await asyncio.gather(first, *admitted, return_exceptions=True)
+
+
+async def test_an_interactive_text_waits_for_no_bulk_but_what_runs() -> None:
+    """However much bulk waits, an interactive text is in the next run."""
+    async with bench() as made:
+        first = await made.busy()
+        bulk = [made.run(1000 + number, tokens=60, tenant="same", priority=Priority.BULK) for number in range(100)]
+        await asyncio.sleep(0)
+        interactive = made.run(7, tokens=60, tenant="same")
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, interactive, *bulk)
+        assert made.session.runs[1][0] == [7]
+
+
+async def test_a_run_of_interactive_texts_takes_bulk_along_only_as_far_as_that_costs_no_time() -> None:
+    """Where runs take by their tokens, a run of interactive texts grows by a quarter at most; where they all take the same, it fills up."""
+    for seconds_of, expected in ((lambda tokens: tokens / SPEED, 2), (lambda _: 0.05, 5)):
+        async with bench() as made:
+            for tokens in (10, 20, 40, 64):
+                for _ in range(30):
+                    made.lane.cost.learn([tokens], seconds_of(tokens))
+            first = await made.busy()
+            bulk = [made.run(1000 + number, tokens=8, tenant="bulk", priority=Priority.BULK) for number in range(20)]
+            interactive = made.run(7, tokens=32)
+            await asyncio.sleep(0)
+            made.session.gate.set()
+            await asyncio.gather(first, interactive, *bulk)
+            texts, _ = made.session.runs[1]
+            assert texts[0] == 7
+            assert len(texts) == expected
+
+
+async def test_tenants_of_twice_the_weight_get_twice_as_much_done() -> None:
+    """Of two tenants who flood, the one of weight 3 gets three quarters of the runs."""
+    async with bench() as made:
+        first = await made.busy()
+        tasks = [
+            made.run(1000 * number + place, tokens=60, tenant=name, weight=weight)
+            for number, (name, weight) in enumerate((("light", 1.0), ("heavy", 3.0)), start=1)
+            for place in range(40)
+        ]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *tasks)
+        heavy = [texts[0] >= 2000 for texts, _ in made.session.runs[1:41]]
+        assert 28 <= sum(heavy) <= 32
+
+
+async def test_patience_shrinks_while_a_tenant_is_refused_and_comes_back() -> None:
+    """Who is refused for long may wait for ever less, down to a tenth; once not refused for a while, for as long as before."""
+    async with bench(queue_seconds=10.0) as made:
+        tenant, rules = made.scheduler._tenants.of(Standing("flood")), made.scheduler._rules
+        assert admission.patience(tenant, rules, made.clock.now) == 10.0
+        found = []
+        for _ in range(25):
+            made.clock.now += 1.0
+            admission._note(tenant, made.clock.now)
+            found.append(admission.patience(tenant, rules, made.clock.now))
+        assert found == sorted(found, reverse=True)
+        assert found[10] == pytest.approx(5.0)
+        assert found[-1] == pytest.approx(1.0)
+        made.clock.now += admission.CALM_SECONDS + 0.1
+        assert admission.patience(tenant, rules, made.clock.now) == 10.0
+
+
+@pytest.mark.parametrize("refused_seconds", [0.0, 3.0, 8.0, 30.0])
+async def test_a_refusal_is_true_although_patience_shrinks(refused_seconds: float) -> None:
+    """After the time that a refusal says the same request is let in, if nothing came meanwhile, however long refusals have gone on."""
+    async with bench(queue_seconds=10.0) as made:
+        tenant, rules = made.scheduler._tenants.of(Standing("flood")), made.scheduler._rules
+        admission._note(tenant, made.clock.now)
+        while made.clock.now < 100 + refused_seconds:
+            made.clock.now += 0.5
+            admission._note(tenant, made.clock.now)
+        for first in (10.5, 12.0, 20.0):
+            now = made.clock.now
+            told = admission._until(first, admission.patience(tenant, rules, now), rules)
+            assert told > 0
+            assert first - told <= admission.patience(tenant, rules, now + told) + 1e-9
+
+
+async def test_the_queue_of_a_flood_is_short_after_a_while_and_never_empty() -> None:
+    """Ten times what can be done, for a minute: the queue that is left is a second long, and there was work at every moment."""
+    async with bench(queue_seconds=10.0) as made:
+        first = await made.busy()
+        made.lane.cost.runs = 1
+        flood = []
+        for step in range(600):
+            made.clock.now += 0.1
+            flood += [made.run(step * 100 + number, tokens=50) for number in range(20)]  # 1 s of work each 0.1 s
+            await asyncio.sleep(0)
+            assert 0 < made.scheduler.queued()["fake"][1] <= 10.1
+            for _ in range(2):  # 0.1 s of work is done
+                made.scheduler._end(next(text.job for text in made.waiting() if not text.job.over), "cancelled")
+        assert 0.8 <= made.scheduler.queued()["fake"][1] <= 1.1
+        made.session.gate.set()
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(first, *flood, return_exceptions=True)

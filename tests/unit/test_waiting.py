@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from quadrate.runtime.cost import CostModel, Shape
 from quadrate.runtime.jobs import Job, Lane, Tenant, Text
 from quadrate.runtime.packing import Reading
 from quadrate.runtime.waiting import MOST_KNOWN, Line, Tenants
-from quadrate.standing import Standing
+from quadrate.standing import Priority, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,9 +55,9 @@ def serve(line: Line, tenants: Tenants, runs: int) -> list[str]:
     return served
 
 
-def fill(tenants: Tenants, line: Line, name: str, count: int, *, seconds: float = 1.0) -> Tenant:
+def fill(tenants: Tenants, line: Line, name: str, count: int, *, seconds: float = 1.0, **standing: Any) -> Tenant:
     """Let a tenant send a request of so many texts that may all run."""
-    tenant = tenants.of(Standing(name))
+    tenant = tenants.of(Standing(name, **standing))
     if not line.has(tenant):
         tenants.lift(tenant)
     line.add(tenant, texts(job(tenant), *[(tenant.clock, 10.0)] * count, seconds=seconds))
@@ -103,6 +104,39 @@ def test_a_tenant_is_charged_by_work_and_not_by_texts() -> None:
     assert 19 <= served.count("small") <= 21
 
 
+@given(st.lists(st.floats(0.25, 8.0), min_size=2, max_size=6))
+def test_tenants_get_work_done_by_their_weights(weights: list[float]) -> None:
+    """What was done for tenants who all have work waiting, divided by their weights, differs by no more than one text of each."""
+    tenants, line = Tenants(), Line(kind=0)
+    mine = [fill(tenants, line, str(number), 200, weight=weight) for number, weight in enumerate(weights)]
+    served = serve(line, tenants, 150)
+    for one, other in itertools.pairwise(mine):
+        assert abs(one.used - other.used) <= 1 / one.weight + 1 / other.weight + 1e-6
+        assert served.count(one.name) / one.weight == pytest.approx(one.used)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(Priority), st.floats(0.1, 5.0)), min_size=1, max_size=30))
+def test_interactive_texts_go_before_bulk_whoever_sends_them(sent: list[tuple[str, Priority, float]]) -> None:
+    """Whatever was done for whom, no bulk text goes before an interactive one, and bulk is shared by the same rule."""
+    tenants, line = Tenants(), Line(kind=0)
+    for name, priority, seconds in sent:
+        fill(tenants, line, name, 3, seconds=seconds, priority=priority)
+    priorities = [text.job.tenant.priority for text in order(line)]
+    assert len(priorities) == 3 * len(sent)
+    assert priorities == sorted(priorities)
+
+
+def test_bulk_costs_a_tenant_nothing_among_interactive_ones() -> None:
+    """Who has had much done in bulk, while others had nothing to do, is no later for it when it asks in a hurry."""
+    tenants, line = Tenants(), Line(kind=0)
+    fill(tenants, line, "busy", 200, priority=Priority.BULK)
+    serve(line, tenants, 150)
+    fill(tenants, line, "other", 20)
+    fill(tenants, line, "busy", 20)
+    served = serve(line, tenants, 20)
+    assert 9 <= served.count("busy") <= 11
+
+
 def test_nobody_saves_up_turns_by_being_away() -> None:
     """Who comes after others have had much work done begins where they stand, and takes turns with them."""
     tenants, line = Tenants(), Line(kind=0)
@@ -132,6 +166,28 @@ def test_what_will_go_before_a_text_is_known_before_it_is_put_in() -> None:
     assert line.ahead(texts(job(flood), (0.0, 10.0))[0]) == pytest.approx(500.0)
     assert line.ahead(texts(job(flood), (0.0, 9.0))[0]) == pytest.approx(0.0)
     assert line.seconds == pytest.approx(500.0)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0])
+def test_what_will_go_before_a_text_follows_the_weights(weight: float) -> None:
+    """Of a tenant of twice the weight, half as much of others goes before what it has sent."""
+    tenants, line = Tenants(), Line(kind=0)
+    fill(tenants, line, "flood", 500)
+    mine = fill(tenants, line, "mine", 20, weight=weight)
+    tenants.lift(mine)
+    assert line.ahead(texts(job(mine), (0.0, 11.0))[0]) == pytest.approx(20.0 + 20 / weight, abs=1.5)
+
+
+def test_bulk_waits_for_all_interactive_work_and_interactive_for_no_bulk() -> None:
+    """What will go before a bulk text is all that is interactive; before an interactive one, nothing that is bulk."""
+    tenants, line = Tenants(), Line(kind=0)
+    fill(tenants, line, "one", 30)
+    fill(tenants, line, "two", 70, priority=Priority.BULK)
+    bulk, interactive = tenants.of(Standing("three", Priority.BULK)), tenants.of(Standing("three"))
+    assert line.ahead(texts(job(bulk), (0.0, 10.0))[0]) == pytest.approx(30.0)
+    assert line.ahead(texts(job(interactive), (0.0, 10.0))[0]) == pytest.approx(0.0)
+    assert line.seconds_down_to(Priority.INTERACTIVE) == pytest.approx(30.0)
+    assert line.seconds_down_to(Priority.BULK) == pytest.approx(100.0)
 
 
 def test_work_for_several_is_paid_by_all_of_them() -> None:
