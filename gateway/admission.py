@@ -9,7 +9,7 @@ from gateway.overload.priority import asked_priority
 from quadrate.standing import Priority, Standing
 
 if TYPE_CHECKING:
-    from gateway.auth.keys import Authenticator
+    from gateway.auth.authenticator import Authenticator
     from gateway.auth.principal import Principal
     from quadrate.server import Call
 
@@ -26,31 +26,45 @@ class Admission:
         self._authenticator = authenticator
         self._request_timeout_seconds = request_timeout_seconds
 
+    @property
+    def authenticator(self) -> Authenticator:
+        """The one in force."""
+        return self._authenticator
+
     def use(self, authenticator: Authenticator) -> None:
-        """Tell callers apart by another authenticator from now on."""
+        """Tell callers apart by another one from now on. Calls under way go on; items that a stream still sends are looked at anew."""
         self._authenticator = authenticator
 
-    def admit(self, call: Call) -> Principal:
-        """Return who is calling and see to it that the call has a deadline. Raises Unauthenticated, PermissionDenied, InvalidArgument."""
-        with call.trace.stage("auth"):
-            principal = self._authenticator.authenticate(call.metadata)
-        call.log["principal"] = principal.name
-        call.standing = Standing(principal.name, asked_priority(call.metadata, Priority.INTERACTIVE))
-        self.set_deadline(call)
+    async def admit(self, call: Call) -> Principal:
+        """Return who is calling and see to it that the call has a deadline.
+
+        Raises Unauthenticated, PermissionDenied, InvalidArgument; Unavailable where a token's issuer cannot be reached.
+        """
+        principal = await self._enter(call, Priority.INTERACTIVE)
+        self._set_deadline(call)
         return principal
 
-    def admit_stream(self, call: Call) -> Principal:
-        """As `admit`, for a stream, which may last: `set_deadline` gives each of its items a deadline of its own.
+    async def admit_stream(self, call: Call) -> Principal:
+        """As `admit`, for a stream, which may last: `admit_item` lets each of its items in, with a deadline of its own.
 
         Streams bring texts to be stored, so they are bulk unless they say otherwise.
         """
-        with call.trace.stage("auth"):
-            principal = self._authenticator.authenticate(call.metadata)
-        call.log["principal"] = principal.name
-        call.standing = Standing(principal.name, asked_priority(call.metadata, Priority.BULK))
+        return await self._enter(call, Priority.BULK)
+
+    async def admit_item(self, item: Call) -> Principal:
+        """As `admit`, for one item of a stream: a key that expires or is revoked while the stream is open opens nothing more."""
+        principal = await self._authenticator.authenticate(item.metadata)
+        self._set_deadline(item)
         return principal
 
-    def set_deadline(self, call: Call) -> None:
+    async def _enter(self, call: Call, priority: Priority) -> Principal:
+        with call.trace.stage("auth"):
+            principal = await self._authenticator.authenticate(call.metadata)
+        call.log["principal"] = principal.name
+        call.standing = Standing(principal.name, asked_priority(call.metadata, priority))
+        return principal
+
+    def _set_deadline(self, call: Call) -> None:
         """Give a call whose caller sets no deadline the configured one."""
         if call.deadline is None:
             call.deadline = time.monotonic() + self._request_timeout_seconds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from aiohttp import web
 
 from gateway.admission import Admission
-from gateway.auth.keys import Authenticator
+from gateway.auth.authenticator import Authenticator
 from gateway.dispatch import Dispatch
 from gateway.doors import description
 from gateway.doors.cohere import CohereService
@@ -41,9 +41,12 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, telemetry: Telemetry) -> None:
         self.settings = settings
+        self._metrics = telemetry.metrics
         configuration = Configuration.load(settings)
         self.routes = Routes(configuration.routing, telemetry.metrics)
-        self._admission = Admission(Authenticator(configuration.auth), request_timeout_seconds=settings.request_timeout_seconds)
+        self._admission = Admission(
+            Authenticator(configuration.auth, telemetry.metrics), request_timeout_seconds=settings.request_timeout_seconds
+        )
         self.reload = Reload(settings, configuration, self._use, telemetry.metrics)
         self.redis = _redis(settings, telemetry)
         health = Health()
@@ -93,7 +96,7 @@ class Gateway:
 
     async def _use(self, configuration: Configuration) -> None:
         """Let another configuration take effect: all of it at one moment, between two requests. Raises ConfigError, and changes nothing."""
-        authenticator = Authenticator(configuration.auth)
+        authenticator = Authenticator(configuration.auth, self._metrics, before=self._admission.authenticator)
 
         def switch() -> None:
             self._admission.use(authenticator)

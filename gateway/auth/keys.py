@@ -1,66 +1,59 @@
-"""Who is calling: API keys, looked up by their SHA-256."""
+"""API keys, looked up by their SHA-256."""
 
 from __future__ import annotations
 
-import datetime
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.auth.principal import ANONYMOUS, Principal
+from gateway.auth.principal import Principal
 from quadrate.config.auth import digest
-from quadrate.errors import PermissionDenied, Unauthenticated
+from quadrate.errors import PermissionDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Iterator
 
-    from quadrate.config.auth import AuthFile
+    from quadrate.config.auth import ApiKey, Period
 
 
-class Authenticator:
-    """Tells callers apart by their keys.
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What one secret gives. The period is where its own and its key's overlap, in Unix seconds."""
 
-    Keys are looked up by SHA-256, so the time that takes says nothing about a key: close guesses have unrelated digests.
+    principal: Principal
+    not_before: float
+    expires: float
+
+
+class Keys:
+    """Every secret that is accepted, or was, or will be.
+
+    What is looked up is a digest, of which a caller chooses no digit, in a table that Python orders by a random number of the process. So
+    the time that takes tells nothing of any key, and no key stands in memory once the file is read.
     """
 
-    def __init__(self, file: AuthFile, *, clock: Callable[[], float] = lambda: datetime.datetime.now(datetime.UTC).timestamp()) -> None:
-        self._principals = {
-            key.digest: Principal(key.principal, frozenset(key.models), key.expires.timestamp() if key.expires else None)
-            for key in file.api_keys
-        }
-        self._anonymous = file.allow_anonymous_without_api_keys
-        self._clock = clock
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._grants = {of: grant for key in keys for of, grant in _grants(key)}
 
-    def authenticate(self, metadata: Mapping[str, str]) -> Principal:
-        """Return who sent a request, by `authorization: Bearer KEY` or `x-api-key: KEY`.
-
-        Raises:
-            Unauthenticated: There is no key where one is needed, a key that is not known, or two different ones.
-            PermissionDenied: The key is past its expiry.
-        """
-        authorization, header_key = metadata.get("authorization"), metadata.get("x-api-key")
-        if not authorization and not header_key:
-            return self._without_key()
-        secrets = {secret for secret in (_bearer(authorization) if authorization else "", (header_key or "").strip()) if secret}
-        if not secrets:
-            return self._without_key()
-        if len(secrets) > 1:
-            raise Unauthenticated("authorization and x-api-key carry two different keys. Send one.")
-        principal = self._principals.get(digest(secrets.pop()))
-        if principal is None:
-            raise Unauthenticated("This API key is not known here. Check it, or ask the operator of this service for one.")
-        if principal.expires is not None and self._clock() >= principal.expires:
+    def find(self, secret: str, now: float) -> Principal | None:
+        """Return whose secret it is; None if it is nobody's. Raises PermissionDenied outside its period."""
+        grant = self._grants.get(digest(secret))
+        if grant is None:
+            return None
+        if now >= grant.expires:
             raise PermissionDenied("This API key has expired. Ask the operator of this service for a new one.", code="api_key_expired")
-        return principal
-
-    def _without_key(self) -> Principal:
-        if self._anonymous:
-            return ANONYMOUS
-        raise Unauthenticated(
-            "This service needs an API key. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.", code="missing_api_key"
-        )
+        if now < grant.not_before:
+            raise PermissionDenied("This API key is not valid yet. Use the one before it until it is.", code="api_key_not_yet_valid")
+        return grant.principal
 
 
-def _bearer(header: str) -> str:
-    scheme, _, secret = header.strip().partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("The authorization header must read 'Bearer KEY'; other schemes are not served.")
-    return secret.strip()
+def _grants(key: ApiKey) -> Iterator[tuple[str, _Grant]]:
+    principal = Principal(key.principal, frozenset(key.models) or None, frozenset(key.tasks) or None)
+    for secret in key.all_secrets:
+        begins, ends = zip(_period(key), _period(secret), strict=True)
+        yield secret.digest, _Grant(principal, max(begins), min(ends))
+
+
+def _period(of: Period) -> tuple[float, float]:
+    begin = -math.inf if of.not_before is None else of.not_before.timestamp()
+    return begin, math.inf if of.expires is None else of.expires.timestamp()

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quadrate.config.auth import ANONYMOUS_NAME
+
+if TYPE_CHECKING:
+    from quadrate.config.auth import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,18 +16,22 @@ class Principal:
     """A caller.
 
     Args:
-        name: What it is called in logs and metrics.
-        models: The aliases it may call; empty means all.
-        expires: When its key stops working, in Unix seconds. None: never.
+        name: What it is called in logs and metrics, and what its limits go by. Names of keys, tokens and anonymous callers never meet.
+        models: The aliases it may call. None: all.
+        tasks: What it may ask for. None: everything.
     """
 
     name: str
-    models: frozenset[str] = frozenset()
-    expires: float | None = None
+    models: frozenset[str] | None = None
+    tasks: frozenset[Task] | None = None
 
     def may_call(self, alias: str) -> bool:
         """Tell whether it may call a model."""
-        return not self.models or alias in self.models
+        return self.models is None or alias in self.models
+
+    def may_ask_for(self, task: Task) -> bool:
+        """Tell whether it may ask for a task."""
+        return self.tasks is None or task in self.tasks
 
 
-ANONYMOUS = Principal("anonymous")
+ANONYMOUS = Principal(ANONYMOUS_NAME)

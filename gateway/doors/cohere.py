@@ -53,7 +53,7 @@ class CohereService:
 
     async def embed_v2(self, request: HttpBody, call: Call) -> HttpBody:
         """POST /v2/embed."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         with call.trace.stage("parse"):
             asked = read_embed(request.data)
         answer = await self._embedding.embed(asked.work, principal, call)
@@ -61,7 +61,7 @@ class CohereService:
             return told.http_body(form_embed(answer, asked, request_id=call.request_id))
 
     async def _rerank(self, request: HttpBody, call: Call, version: str) -> HttpBody:
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         with call.trace.stage("parse"):
             work = read_rerank(request.data)
         answer = await self._reranking.rerank(work, principal, call)

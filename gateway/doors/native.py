@@ -34,17 +34,17 @@ class EmbedService:
 
     async def embed(self, request: embed_pb2.EmbedRequest, call: Call) -> bytes:
         """POST /quadrate/v1/embed."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         answer = await self._embedding.embed(read_embed(request), principal, call)
         with call.trace.stage("respond"):
             return answer.SerializeToString()
 
     async def embed_stream(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
         """Answer each request of a stream when it is done."""
-        principal = self._admission.admit_stream(call)
+        await self._admission.admit_stream(call)
 
         async def embed(request: embed_pb2.EmbedRequest, item: Call) -> embed_pb2.EmbedResponse:
-            self._admission.set_deadline(item)
+            principal = await self._admission.admit_item(item)
             return await self._embedding.embed(read_embed(request), principal, item)
 
         async for answer in in_order_of_completion(embed, requests, call):
@@ -62,7 +62,7 @@ class RerankService:
 
     async def rerank(self, request: rerank_pb2.RerankRequest, call: Call) -> bytes:
         """POST /quadrate/v1/rerank."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         answer = await self._reranking.rerank(read_rerank(request), principal, call)
         with call.trace.stage("respond"):
             return answer.SerializeToString()
@@ -79,24 +79,24 @@ class ModelService:
 
     async def list_models(self, request: model_pb2.ListModelsRequest, call: Call) -> model_pb2.ListModelsResponse:
         """GET /quadrate/v1/models."""
-        cards = self._models.cards(self._admission.admit(call))
+        cards = self._models.cards(await self._admission.admit(call))
         return model_pb2.ListModelsResponse(models=[card for card in cards if request.task in (0, card.task)])
 
     async def get_model(self, request: model_pb2.GetModelRequest, call: Call) -> model_pb2.GetModelResponse:
         """GET /quadrate/v1/models/{name}."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         return model_pb2.GetModelResponse(model=self._models.card(_model(request.model), principal))
 
     async def tokenize(self, request: model_pb2.TokenizeRequest, call: Call) -> model_pb2.TokenizeResponse:
         """POST /quadrate/v1/tokenize."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         contents, name = _contents(request.inputs, "inputs")
         work = EmbedWork(model=_model(request.model), contents=contents, name=name, names="inputs", reading=_reading(request))
         return await self._models.tokenize(work, principal, call)
 
     async def get_tokenizer(self, request: model_pb2.GetTokenizerRequest, call: Call) -> AsyncIterator[model_pb2.GetTokenizerResponse]:
         """Hand over a tokenizer.json in pieces."""
-        source = self._models.tokenizer(_model(request.model), self._admission.admit(call)).source
+        source = self._models.tokenizer(_model(request.model), await self._admission.admit(call)).source
         for start in range(0, len(source), _PIECE_BYTES):
             yield model_pb2.GetTokenizerResponse(chunk=source[start : start + _PIECE_BYTES])
 

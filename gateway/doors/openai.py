@@ -53,7 +53,7 @@ class OpenAiService:
 
     async def create_embedding(self, request: HttpBody, call: Call) -> HttpBody:
         """POST /v1/embeddings."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         with call.trace.stage("parse"):
             work, encoding = read_embedding(request.data)
         answer = await self._embedding.embed(work, principal, call)
@@ -62,12 +62,12 @@ class OpenAiService:
 
     async def list_models(self, _: openai_pb2.ListModelsRequest, call: Call) -> HttpBody:
         """GET /v1/models."""
-        cards = self._models.cards(self._admission.admit(call))
+        cards = self._models.cards(await self._admission.admit(call))
         return told.http_body(orjson.dumps({"object": "list", "data": [form_model(card) for card in cards]}))
 
     async def retrieve_model(self, request: openai_pb2.RetrieveModelRequest, call: Call) -> HttpBody:
         """GET /v1/models/{model}."""
-        principal = self._admission.admit(call)
+        principal = await self._admission.admit(call)
         card = self._models.card(request.model, principal)
         return told.http_body(orjson.dumps({**form_model(card), "id": request.model}))
 

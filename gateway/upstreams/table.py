@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
     from gateway.auth.principal import Principal
     from gateway.upstreams.pool import Pool
+    from quadrate.config.auth import Task
 
 EMBED, RERANK = model_pb2.TASK_EMBED, model_pb2.TASK_RERANK
 _WHERE = {EMBED: "embeds texts: call POST /v1/embeddings or EmbedService", RERANK: "reranks: call POST /v1/rerank or RerankService"}
+_TASKS: dict[int, Task] = {EMBED: "embed", RERANK: "rerank"}
 _LONGEST_NAME = 100
 
 
@@ -34,13 +36,12 @@ class Table:
 
         Raises:
             ModelNotFound: There is none, it is switched off, or it is for another task.
-            PermissionDenied: The caller may not call it.
+            PermissionDenied: The caller may not call it, or not for this task.
         """
         pool = self._by_name.get((task, name))
         if pool is None or not pool.route.enabled:
             raise self._not_found(task, name, principal)
-        if not principal.may_call(pool.alias):
-            raise PermissionDenied(f"This API key may not call the model '{pool.alias}'.", param="model")
+        self._check(pool, principal)
         return pool
 
     def any_task(self, name: str, principal: Principal) -> Pool:
@@ -50,10 +51,18 @@ class Table:
             raise _unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False)])
         return self.find(task, name, principal)
 
+    @staticmethod
+    def _check(pool: Pool, principal: Principal) -> None:
+        task = _TASKS[pool.task]
+        if not principal.may_ask_for(task):
+            raise PermissionDenied(f"The key of this request may not {task}. Ask the operator of this service for one that may.")
+        if not principal.may_call(pool.alias):
+            raise PermissionDenied(f"The key of this request may not call the model '{pool.alias}'.", param="model")
+
     def visible(self, principal: Principal, *, with_disabled: bool) -> Iterator[Pool]:
         """Give the models that a caller may know of, ordered by name."""
         for pool in sorted(self.pools, key=lambda pool: pool.alias):
-            if principal.may_call(pool.alias) and (pool.route.enabled or with_disabled):
+            if principal.may_call(pool.alias) and principal.may_ask_for(_TASKS[pool.task]) and (pool.route.enabled or with_disabled):
                 yield pool
 
     def _not_found(self, task: int, name: str, principal: Principal) -> ModelNotFound:

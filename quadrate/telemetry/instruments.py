@@ -115,6 +115,13 @@ _ROUTER = (
         component="router",
     ),
     Instrument(
+        "router_jwks_fetches_total",
+        "counter",
+        "Fetches of a token issuer's signing keys, by how they ended: ok, failed.",
+        ("outcome",),
+        component="router",
+    ),
+    Instrument(
         "router_redis_up",
         "gauge",
         "1 while Redis or Valkey answers, 0 while it is away and limits go on locally. Absent where none is configured.",

@@ -1,0 +1,194 @@
+"""An issuer's signing keys (JSON Web Key Set, RFC 7517): cached, and fetched again as they age or when one is not among them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jwt
+import orjson
+
+from quadrate.errors import ConfigError, Unauthenticated, Unavailable
+from quadrate.telemetry import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from quadrate.config.jwt import JwtIssuer
+    from quadrate.telemetry import Metrics
+
+BETWEEN_FETCHES_SECONDS = 5.0
+"""The least time from one fetch to the next, so that tokens with made-up key ids cannot make us flood the issuer."""
+KEPT_SECONDS = 86_400.0
+"""How long the last keys are good while new ones cannot be had."""
+FETCH_SECONDS = 5.0
+"""The time that one fetch may take."""
+MAX_BYTES = 2**20
+INVALID_TOKEN = "invalid_token"  # noqa: S105 - an error's code
+"""The code of an error that a new token mends, as RFC 6750 calls it."""
+_KINDS = {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("EdDSA",)}
+"""Which algorithms a key of a kind signs by. Shared secrets (`oct`) are not among them."""
+
+Jwk = dict[str, Any]
+
+
+class SigningKeys:
+    """The keys of one issuer. Belongs to one event loop.
+
+    Raises ConfigError at once for a file that holds none; a URL is asked when the first token comes.
+    """
+
+    def __init__(self, issuer: JwtIssuer, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = issuer.source
+        self._cache_seconds = issuer.jwks_cache_seconds
+        self._metrics = metrics
+        self._clock = clock
+        self._keys: Mapping[str | None, Jwk] = MappingProxyType({})
+        self._prepared: dict[tuple[str | None, str], jwt.PyJWK] = {}
+        self._fetched_at = self._tried_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+        self.generation = 0
+        """Grows whenever the keys change: what was verified by earlier ones has to be verified again."""
+        if isinstance(self._source, Path):
+            self._take(_parse(_read(self._source)))
+
+    def is_of(self, issuer: JwtIssuer) -> bool:
+        """Whether these are the keys that a configuration names."""
+        return (self._source, self._cache_seconds) == (issuer.source, issuer.jwks_cache_seconds)
+
+    def keep_fresh(self) -> None:
+        """Fetch the keys again beside everything else, if they are old enough for that."""
+        if self._clock() - self._fetched_at >= self._cache_seconds and self._may_fetch():
+            self._fetch()
+
+    async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK:
+        """Return the key of an id that signs by an algorithm; without an id, the only one there is.
+
+        Raises:
+            Unauthenticated: There is no such key, even now.
+            Unavailable: The keys cannot be fetched, and there are none that are young enough.
+        """
+        self.keep_fresh()
+        if self._clock() - self._fetched_at > KEPT_SECONDS:
+            await self._fetched()
+            if self._clock() - self._fetched_at > KEPT_SECONDS:
+                raise Unavailable(
+                    "The keys that tokens are verified by cannot be fetched from their issuer. Try again in a moment.",
+                    retry_after_seconds=BETWEEN_FETCHES_SECONDS,
+                )
+        elif self._get(kid) is None:
+            await self._fetched()
+        return self._prepare(kid, algorithm)
+
+    def _get(self, kid: str | None) -> Jwk | None:
+        if kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(kid)
+
+    def _prepare(self, kid: str | None, algorithm: str) -> jwt.PyJWK:
+        found = self._prepared.get((kid, algorithm))
+        if found is not None:
+            return found
+        jwk = self._get(kid)
+        if jwk is None or not _signs_by(jwk, algorithm):
+            raise _unknown_key()
+        try:
+            found = self._prepared[kid, algorithm] = jwt.PyJWK(jwk, algorithm)
+        except jwt.PyJWTError as exc:  # a curve that goes with another algorithm
+            raise _unknown_key() from exc
+        return found
+
+    def _may_fetch(self) -> bool:
+        return self._fetching is None and self._clock() - self._tried_at >= BETWEEN_FETCHES_SECONDS
+
+    def _fetch(self) -> asyncio.Task[None]:
+        self._tried_at = self._clock()
+        self._fetching = asyncio.create_task(self._fetch_once())
+        return self._fetching
+
+    async def _fetched(self) -> None:
+        """Wait for the fetch under way or a new one, unless the last is too recent."""
+        if self._may_fetch():
+            self._fetch()
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
+
+    async def _fetch_once(self) -> None:
+        try:
+            keys = await asyncio.to_thread(_load, self._source)
+        except ConfigError as exc:
+            self._metrics.counter("router_jwks_fetches_total", "failed").inc()
+            log.warn("signing keys could not be fetched; the last ones stay", source=str(self._source), error=str(exc))
+        else:
+            self._metrics.counter("router_jwks_fetches_total", "ok").inc()
+            self._take(keys)
+        finally:
+            self._fetching = None
+
+    def _take(self, keys: Mapping[str | None, Jwk]) -> None:
+        self._fetched_at = self._tried_at = self._clock()
+        if keys != self._keys:
+            self._keys = keys
+            self._prepared.clear()
+            self.generation += 1
+            log.info("signing keys changed", source=str(self._source), keys=len(keys))
+
+
+def _unknown_key() -> Unauthenticated:
+    return Unauthenticated("The token is signed by a key that its issuer does not have. Get a new token.", code=INVALID_TOKEN)
+
+
+def _signs_by(jwk: Jwk, algorithm: str) -> bool:
+    return algorithm.startswith(_KINDS[jwk["kty"]]) and jwk.get("alg", algorithm) == algorithm
+
+
+def _load(source: Path | str) -> Mapping[str | None, Jwk]:
+    """Return the usable keys of a source by their ids. Raises ConfigError."""
+    return _parse(_read(source) if isinstance(source, Path) else _get(source))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def _get(url: str) -> bytes:
+    """Return what a URL gives, within FETCH_SECONDS and MAX_BYTES. Raises ConfigError."""
+    until, found = time.monotonic() + FETCH_SECONDS, bytearray()
+    try:
+        with httpx.stream("GET", url, timeout=FETCH_SECONDS, headers={"accept": "application/json"}) as answer:
+            if answer.status_code != httpx.codes.OK:
+                raise ConfigError(f"{url}: answers {answer.status_code}")
+            for piece in answer.iter_bytes():
+                found += piece
+                if len(found) > MAX_BYTES or time.monotonic() > until:
+                    raise ConfigError(f"{url}: the answer is longer than {MAX_BYTES} bytes or takes more than {FETCH_SECONDS:.0f} s")
+    except httpx.HTTPError as exc:
+        raise ConfigError(f"{url}: {type(exc).__name__}: {exc}") from exc
+    return bytes(found)
+
+
+def _parse(data: bytes) -> Mapping[str | None, Jwk]:
+    """Return the keys that verify signatures, by their ids; others are passed over. Raises ConfigError where there are none."""
+    try:
+        keys = orjson.loads(data)["keys"]
+        usable = {jwk.get("kid"): jwk for jwk in keys if jwk.get("kty") in _KINDS and jwk.get("use", "sig") == "sig" and _is_whole(jwk)}
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
+        raise ConfigError("what was read is no JSON Web Key Set: an object with a list `keys`") from exc
+    if not usable:
+        raise ConfigError("there is no public key in the JSON Web Key Set that verifies signatures")
+    return MappingProxyType(usable)
+
+
+def _is_whole(jwk: Jwk) -> bool:
+    try:
+        jwt.PyJWK(jwk)
+    except jwt.PyJWTError:
+        return False
+    return True
