@@ -63,6 +63,7 @@ class Gateway:
             http_routes=[web.get("/metrics/mesh", self._mesh.handle), web.get("/openapi.json", description.serve)],
             readiness=self.readiness.report,
             reflection_on=settings.reflection,
+            tls=settings.tls,
         )
         _tell_what_is_not_enforced(settings)
 

@@ -20,6 +20,8 @@ import yaml
 
 from quadrate.config.edge import EdgeSettings, load_edge_settings, split_address
 from quadrate.config.shipped import shipped
+from quadrate.edge_hops import chain_of_hops
+from quadrate.edge_tls import HANDSHAKE_SECONDS, Secrets
 from quadrate.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -48,13 +50,15 @@ class _Dumper(yaml.SafeDumper):
 
 
 def render(path: Path, settings: EdgeSettings) -> None:
-    """Write Envoy's whole configuration for `settings` to `path`."""
-    text = yaml.dump(configuration(settings), Dumper=_Dumper, sort_keys=False, width=160, allow_unicode=True)
+    """Write Envoy's whole configuration for `settings` to `path`, and beside it what tells it where certificates are."""
+    secrets = Secrets(path.parent)
+    text = yaml.dump(configuration(settings, secrets), Dumper=_Dumper, sort_keys=False, width=160, allow_unicode=True)
+    secrets.write()
     path.write_text(f"# Rendered by quadrate/edge.py from envoy/envoy.yaml. Changes here are lost.\n{text}", encoding="utf-8")
 
 
-def configuration(settings: EdgeSettings) -> Tree:
-    """Return Envoy's configuration as a tree: envoy/envoy.yaml with the values of `settings`."""
+def configuration(settings: EdgeSettings, secrets: Secrets) -> Tree:
+    """Return Envoy's configuration as a tree: envoy/envoy.yaml with the values of `settings`, and certificates from `secrets`."""
     folder = shipped("envoy")
     tree: Tree = yaml.load((folder / "envoy.yaml").read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader
     pieces = tree.pop(_IGNORED)
@@ -75,7 +79,19 @@ def configuration(settings: EdgeSettings) -> Tree:
     if settings.otlp_endpoint:
         manager["tracing"] = _tracing(settings)
         clusters.append(_collector(settings.otlp_endpoint))
+    if settings.trusted_hops:
+        listener["filter_chains"].insert(0, chain_of_hops(listener["filter_chains"][0], settings.trusted_hops))
+    _encrypt(listener, _named(clusters, "gateway"), settings, secrets)
     return tree
+
+
+def _encrypt(listener: Tree, gateways: Tree, settings: EdgeSettings, secrets: Secrets) -> None:
+    if settings.tls is not None:
+        for chain in listener["filter_chains"]:
+            chain |= {"transport_socket": secrets.server(settings.tls), "transport_socket_connect_timeout": f"{HANDSHAKE_SECONDS}s"}
+    if settings.gateway_tls is not None:
+        hosts = [split_address(address)[0] for address in settings.gateways]
+        gateways["transport_socket"] = secrets.client(settings.gateway_tls, hosts)
 
 
 def command(config: Path, settings: EdgeSettings) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -32,6 +34,23 @@ class EdgeSettings(BaseSettings):
     """The address to listen on. `0.0.0.0` where other machines call the mesh, as in a container."""
     port: int = pydantic.Field(default=8085, gt=0, le=65535)
     """The port of REST, gRPC and gRPC-Web."""
+    tls_cert_path: Path | None = None
+    """The edge's certificate in PEM, followed by those that lead to its authority. With it the port speaks TLS alone. Files that are put
+    in the place of the former ones (`mv`, not `cp`) are taken up without a restart."""
+    tls_key_path: Path | None = None
+    """The certificate's private key in PEM, without a password."""
+    tls_client_ca_path: Path | None = None
+    """The authorities in PEM whose clients alone may connect (mTLS). Unset: anybody may."""
+    gateway_ca_path: Path | None = None
+    """The authorities in PEM that the gateways are trusted by. With it the edge speaks TLS to their gRPC ports, and each must have a
+    certificate for its host in EDGE_GATEWAYS. Unset: no TLS."""
+    gateway_cert_path: Path | None = None
+    """The certificate that the edge shows to gateways that ask for one, in PEM."""
+    gateway_key_path: Path | None = None
+    """Its private key in PEM, without a password."""
+    trusted_hops: Names = ()
+    """The addresses or networks (CIDR) of proxies before the edge, separated by commas. From them alone X-Request-ID, X-Forwarded-For and
+    X-Real-IP are believed. Empty: from nobody."""
     gateways: Names = ("127.0.0.1:8000",)
     """The gateways' `host:port` of gRPC, separated by commas. A name with several addresses stands for all of them."""
     gateways_http: Names = ("127.0.0.1:8001",)
@@ -61,7 +80,7 @@ class EdgeSettings(BaseSettings):
     traces_sampler_arg: float = pydantic.Field(default=1.0, ge=0, le=1, validation_alias="OTEL_TRACES_SAMPLER_ARG")
     """The share of requests that `parentbased_traceidratio` traces, from 0 to 1."""
 
-    @pydantic.field_validator("gateways", "gateways_http", "cors_origins", mode="before")
+    @pydantic.field_validator("gateways", "gateways_http", "cors_origins", "trusted_hops", mode="before")
     @classmethod
     def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
@@ -83,6 +102,34 @@ class EdgeSettings(BaseSettings):
             raise ValueError(f"{value!r} is neither a port on loopback, such as 127.0.0.1:9901, nor the absolute path of a unix socket")
         return value
 
+    @pydantic.field_validator("trusted_hops")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(ipaddress.ip_network(network)) for network in value)
+        except ValueError as exc:
+            raise ValueError(f"{exc}; write addresses or networks, such as 10.0.0.7 or 10.1.0.0/16") from exc
+
+    @pydantic.model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        pair = KeyPair.of(self.gateway_cert_path, self.gateway_key_path, names="EDGE_GATEWAY")
+        if pair is not None and self.gateway_ca_path is None:
+            raise ValueError("EDGE_GATEWAY_CERT_PATH is set and EDGE_GATEWAY_CA_PATH is not; a certificate is shown only over TLS")
+        _ = self.tls
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """How the port speaks TLS; None: not at all."""
+        return ServerTls.of(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_path, names="EDGE_TLS")
+
+    @property
+    def gateway_tls(self) -> ClientTls | None:
+        """How the gateways are called; None: without TLS."""
+        if self.gateway_ca_path is None:
+            return None
+        return ClientTls(self.gateway_ca_path, KeyPair.of(self.gateway_cert_path, self.gateway_key_path, names="EDGE_GATEWAY"))
+
     @property
     def sampled_percent(self) -> float:
         """How many of a hundred requests without a `traceparent` are traced."""
@@ -103,10 +150,13 @@ def load_edge_settings(**given: Any) -> EdgeSettings:
     try:
         return EdgeSettings(**given)
     except pydantic.ValidationError as exc:
-        wrong = "; ".join(f"{_name(error['loc'])}: {error['msg'].removeprefix('Value error, ')}" for error in exc.errors())
+        wrong = "; ".join(f"{_name(error['loc'])}{error['msg'].removeprefix('Value error, ')}" for error in exc.errors())
         raise ConfigError(wrong) from exc
 
 
 def _name(location: tuple[int | str, ...]) -> str:
+    """Return the variable at fault and a colon; nothing where several are, which the message names."""
+    if not location:
+        return ""
     name = str(location[0])
-    return name if name.isupper() else f"EDGE_{name.upper()}"
+    return f"{name if name.isupper() else f'EDGE_{name.upper()}'}: "

@@ -11,6 +11,7 @@ import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.config.shipped import shipped
+from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,20 @@ class GatewaySettings(BaseSettings):
     """The gRPC port. 0 takes a free one."""
     http_port: Port = 8001
     """The HTTP port for metrics and health. 0 takes a free one."""
+    tls_cert_path: Path | None = None
+    """The gateway's certificate in PEM, followed by those that lead to its authority. With it the gRPC port speaks TLS alone. Renewed
+    files are taken up without a restart."""
+    tls_key_path: Path | None = None
+    """The certificate's private key in PEM, without a password."""
+    tls_client_ca_path: Path | None = None
+    """The authorities in PEM whose clients alone may connect (mTLS). Unset: anybody may."""
+    upstream_ca_path: Path | None = None
+    """The authorities in PEM that upstreams of `grpcs://` are trusted by, and those of `https://` besides the public ones. Unset: the
+    public ones."""
+    upstream_cert_path: Path | None = None
+    """The certificate that the gateway shows to upstreams of `grpcs://` and `https://` that ask for one, in PEM."""
+    upstream_key_path: Path | None = None
+    """Its private key in PEM, without a password."""
     reflection: bool = True
     """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
     routing_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "routing.yaml")
@@ -77,6 +92,21 @@ class GatewaySettings(BaseSettings):
             "is no redis://, rediss:// or unix:// URL, such as redis://redis:6379/0 (special characters of a password: %-encoded)"
         )
 
+    @pydantic.model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        _ = self.tls, self.upstream_tls
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """How the gRPC port speaks TLS; None: not at all."""
+        return ServerTls.of(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_path, names="ROUTER_TLS")
+
+    @property
+    def upstream_tls(self) -> ClientTls:
+        """How upstreams whose URL asks for TLS are called."""
+        return ClientTls(self.upstream_ca_path, KeyPair.of(self.upstream_cert_path, self.upstream_key_path, names="ROUTER_UPSTREAM"))
+
     @pydantic.field_validator("metrics_peers", mode="before")
     @classmethod
     def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +128,7 @@ def load_gateway_settings() -> GatewaySettings:
     try:
         return GatewaySettings()
     except pydantic.ValidationError as exc:
-        lines = [f"{_variable(str(error['loc'][0]))}: {error['msg'].removeprefix('Value error, ')}" for error in exc.errors()]
+        lines = [f"{_variable(error['loc'])}{error['msg'].removeprefix('Value error, ')}" for error in exc.errors()]
         raise ConfigError("\n".join(lines)) from exc
 
 
@@ -121,5 +151,9 @@ def _is_redis_url(url: str) -> bool:
         return False
 
 
-def _variable(field: str) -> str:
-    return field if field.startswith("RERANK_") else f"ROUTER_{field.upper()}"
+def _variable(location: tuple[int | str, ...]) -> str:
+    """Return the variable at fault and a colon; nothing where several are, which the message names."""
+    if not location:
+        return ""
+    field = str(location[0])
+    return f"{field if field.startswith('RERANK_') else f'ROUTER_{field.upper()}'}: "

@@ -8,11 +8,12 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.tls import ServerTls
 from quadrate.errors import ConfigError
 
 _DEVICES = re.compile(r"auto|cpu|gpu(:(\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{8,64}))?")
@@ -104,10 +105,28 @@ class WorkerSettings(BaseSettings):
     """The gRPC port. 0 takes a free one."""
     http_port: Port = 0
     """The HTTP port for metrics and health. 0 takes a free one."""
+    tls_cert_path: Path | None = None
+    """The worker's certificate in PEM, followed by those that lead to its authority. With it the gRPC port speaks TLS alone. Renewed
+    files are taken up without a restart."""
+    tls_key_path: Path | None = None
+    """The certificate's private key in PEM, without a password."""
+    tls_client_ca_path: Path | None = None
+    """The authorities in PEM whose clients alone may connect (mTLS). Unset: anybody may."""
     reflection: bool = True
     """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
     drain_seconds: float = pydantic.Field(default=10.0, ge=0)
     """How long calls in flight may go on after a signal to stop."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        _ = self.tls
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """How the gRPC port speaks TLS; None: not at all."""
+        names = f"{self.model_config.get('env_prefix', '')}TLS"
+        return ServerTls.of(self.tls_cert_path, self.tls_key_path, self.tls_client_ca_path, names=names)
 
     @pydantic.field_validator("model_name", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quadrate.errors import ConfigError
+from quadrate.server.certificates import RenewedCertificates
 from quadrate.server.handlers import Handlers
 from quadrate.server.http import application
 from quadrate.telemetry import log
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import ServiceDescriptor
 
+    from quadrate.config.tls import ServerTls
     from quadrate.health import Health
     from quadrate.telemetry import Telemetry
 
@@ -70,6 +72,7 @@ class Server:
         http_routes: More HTTP routes.
         reflection_on: Whether clients may list and describe the services.
         drain_seconds: How long calls in flight may go on after a signal to stop.
+        tls: How the gRPC port speaks TLS. None: it does not. The HTTP port never does.
     """
 
     def __init__(  # noqa: PLR0913 - a process has so many parts
@@ -85,6 +88,7 @@ class Server:
         host: str = "0.0.0.0",  # noqa: S104 - containers; `quadrate up` says 127.0.0.1
         reflection_on: bool = True,
         drain_seconds: float = 10.0,
+        tls: ServerTls | None = None,
     ) -> None:
         self.port = port
         self.http_port = http_port
@@ -93,6 +97,7 @@ class Server:
         self._services = services
         self._reflection_on = reflection_on
         self._drain_seconds = drain_seconds
+        self._tls = tls
         self._handlers = Handlers(telemetry)
         self._telemetry = telemetry
         self._grpc: grpc.aio.Server | None = None
@@ -100,7 +105,7 @@ class Server:
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
-        """Open both ports. Raises ConfigError if one is taken."""
+        """Open both ports. Raises ConfigError if one is taken, or the certificate cannot be used."""
         server = grpc.aio.server(options=_OPTIONS)
         names = [service.descriptor.full_name for service in self._services]
         server.add_generic_rpc_handlers(tuple(self._handlers.of(service, service.descriptor) for service in self._services))
@@ -108,12 +113,20 @@ class Server:
         if self._reflection_on:
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
-        self.port = _bind(server, self._host, self.port)
+        self.port = _bind(server, self._host, self.port, self._credentials())
         self._grpc = server
         await server.start()
         await self._health.start()
         await self._start_http()
-        log.info("listening", host=self._host, port=self.port, http_port=self.http_port, services=names)
+        log.info("listening", host=self._host, port=self.port, http_port=self.http_port, tls=self._tls is not None, services=names)
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        if self._tls is None:
+            return None
+        metrics, name = self._telemetry.metrics, str(self._tls.pair.certificate)
+        expires = metrics.gauge("quadrate_certificate_expires_timestamp_seconds", name)
+        failures = metrics.counter("quadrate_certificate_failures_total", name)
+        return RenewedCertificates(self._tls, loaded=expires.set, failed=failures.inc).credentials()
 
     async def _start_http(self) -> None:
         await self._http.setup()
@@ -182,10 +195,10 @@ def run(main: Coroutine[Any, Any, ResultT]) -> ResultT:
     return uvloop.run(main)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as exc:
         raise ConfigError(_taken(host, port, "gRPC")) from exc
     if not bound:

@@ -225,4 +225,19 @@ def _worker(prefix: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
     )
 
 
-INSTRUMENTS: tuple[Instrument, ...] = (*_ROUTER, *_worker("embed"), *_worker("rerank"))
+_ALL = (
+    Instrument(
+        "quadrate_certificate_expires_timestamp_seconds",
+        "gauge",
+        "When the certificate of the gRPC port ceases to be valid, in Unix seconds. Absent without TLS.",
+        ("certificate",),
+    ),
+    Instrument(
+        "quadrate_certificate_failures_total",
+        "counter",
+        "How often a certificate that had changed could not be used.",
+        ("certificate",),
+    ),
+)
+
+INSTRUMENTS: tuple[Instrument, ...] = (*_ALL, *_ROUTER, *_worker("embed"), *_worker("rerank"))

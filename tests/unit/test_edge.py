@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quadrate import edge
 from quadrate.config.edge import EdgeSettings, load_edge_settings
+from quadrate.edge_tls import Secrets
 from quadrate.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
+def configuration(settings: EdgeSettings) -> dict[str, Any]:
+    """Return the configuration as a tree."""
+    return edge.configuration(settings, Secrets(Path("/run/quadrate")))
 
 
 def manager(settings: EdgeSettings) -> dict[str, Any]:
     """Return the connection manager of the rendered configuration."""
-    listener = edge.configuration(settings)["static_resources"]["listeners"][0]
+    listener = configuration(settings)["static_resources"]["listeners"][0]
     found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
     return found
 
@@ -44,7 +48,7 @@ def test_envoy_takes_what_is_rendered(settings: EdgeSettings, tmp_path: Path) ->
 def test_addresses_are_put_in() -> None:
     """Listener, gateways and admin interface are where the settings say."""
     settings = EdgeSettings(host="0.0.0.0", port=80, gateways=("a:1", "[::1]:2"), gateways_http=("a:3",), admin="/run/admin.sock")
-    tree = edge.configuration(settings)
+    tree = configuration(settings)
     assert tree["admin"]["address"] == {"pipe": {"path": "/run/admin.sock", "mode": 0o600}}
     assert tree["static_resources"]["listeners"][0]["address"] == {"socket_address": {"address": "0.0.0.0", "port_value": 80}}
     clusters = {
@@ -74,7 +78,7 @@ def test_without_a_collector_nothing_is_traced() -> None:
     """No OTLP endpoint, no tracing and no cluster for it."""
     settings = EdgeSettings()
     assert "tracing" not in manager(settings)
-    assert len(edge.configuration(settings)["static_resources"]["clusters"]) == 2
+    assert len(configuration(settings)["static_resources"]["clusters"]) == 2
 
 
 def test_pages_of_no_origin_may_call_unless_configured() -> None:
@@ -122,7 +126,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_endpoint_that_is_no_url_is_named() -> None:
     """Rendering refuses what Envoy would only misunderstand."""
     with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_ENDPOINT is 'jaeger:4317'"):
-        edge.configuration(EdgeSettings(otlp_endpoint="jaeger:4317"))
+        configuration(EdgeSettings(otlp_endpoint="jaeger:4317"))
 
 
 def test_a_missing_binary_is_named(tmp_path: Path) -> None:
