@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from gateway.upstreams.pulse import Pulse
 from gateway.upstreams.relay import MOST_INPUTS, Relay
 from quadrate.client import failures
 from quadrate.errors import DeadlineExceeded, Internal, QuadrateError, Unavailable
@@ -37,6 +38,11 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+
+class Lost(Unavailable):
+    """A worker that was lost, or given up, before it answered. Whatever it was asked may be asked elsewhere."""
+
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -50,7 +56,10 @@ class Peer:
         self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
         self._listed = 0.0
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._relay = Relay(self._channel)
+        self._check = self._unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+        self.pulse = Pulse(lambda: self._check(health_pb2.HealthCheckRequest()), lambda: self.outstanding_tokens > 0)
+        """Whether the worker's event loop turns."""
+        self._relay = Relay(self._channel, self.pulse.beat)
         self._embed = self._unary("/quadrate.v1.EmbedService/Embed", embed_pb2.EmbedRequest, embed_pb2.EmbedResponse)
         self._rerank = self._unary("/quadrate.v1.RerankService/Rerank", rerank_pb2.RerankRequest, rerank_pb2.RerankResponse)
         self._list = self._unary("/quadrate.v1.ModelService/ListModels", model_pb2.ListModelsRequest, model_pb2.ListModelsResponse)
@@ -90,9 +99,11 @@ class Peer:
 
     async def _translated(self, call: Any) -> Any:
         try:
-            return await call
+            answer = await call
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        self.pulse.beat()
+        return answer
 
     async def models(self, *, max_age_seconds: float = 0.0) -> list[model_pb2.Model]:
         """Return the cards of all models it has. Raises grpc.aio.AioRpcError.
@@ -121,6 +132,7 @@ class Peer:
         call = self._watch(health_pb2.HealthCheckRequest(service=service))
         try:
             async for answer in call:
+                self.pulse.beat()
                 yield answer.status
         finally:
             call.cancel()
@@ -130,6 +142,7 @@ class Peer:
         if self._listing is not None:
             self._listing.cancel()
             await asyncio.gather(self._listing, return_exceptions=True)
+        await self.pulse.close()
         await self._channel.close(None)
 
 
@@ -147,4 +160,4 @@ def _of_transport(status: grpc.StatusCode) -> QuadrateError:
         return DeadlineExceeded("The deadline passed before the answer was there. Allow more time, or send less at once.")
     if status in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED):
         return Internal(f"The worker that serves this model answered {status.name} without a reason. Tell the operator.")
-    return Unavailable("The worker that serves this model was lost before it answered. Try again.")
+    return Lost("The worker that serves this model was lost before it answered. Try again.")

@@ -55,10 +55,15 @@ class Relay:
     """A worker's RelayService, on one stream that is opened when it is first needed and again after it was lost.
 
     `served` turns false when the worker turns out not to have the service.
+
+    Args:
+        channel: To the worker.
+        heard: Called with each message from it.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, heard: Callable[[], None] = lambda: None) -> None:
         self.served = True
+        self._heard = heard
         self._method = channel.stream_stream(
             _PATH,
             request_serializer=relay_pb2.RelayRequest.SerializeToString,
@@ -73,7 +78,7 @@ class Relay:
         """
         stream = self._stream
         if stream is None or stream.over:
-            stream = self._stream = _Stream(self._method(None))
+            stream = self._stream = _Stream(self._method(None), self._heard)
         try:
             return await stream.embed(request, timeout, metadata)
         except grpc.aio.AioRpcError as error:
@@ -95,8 +100,9 @@ class Relay:
 class _Stream:
     """One stream: what waits to be sent, and whose answers are awaited."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+    def __init__(self, call: grpc.aio.StreamStreamCall[Any, Any], heard: Callable[[], None]) -> None:
         self.over = False
+        self._heard = heard
         self._call = call
         self._outcome = Outcome(call)
         self._awaited: dict[int, asyncio.Future[EmbedResponse]] = {}
@@ -161,6 +167,7 @@ class _Stream:
         error = _lost()
         try:
             async for message in self._call:
+                self._heard()
                 for answer in message.responses:
                     self._answer(answer)
                 if self._retired and not self._awaited:

@@ -15,13 +15,16 @@ import contextlib
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from gateway.overload.refusals import Refusals
+from gateway.upstreams.outliers import Record
+from gateway.upstreams.peers import Lost
 from gateway.upstreams.tokenizers import TokenizerError
-from quadrate.errors import DeadlineExceeded, ModelNotFound, QuadrateError, Unavailable
+from quadrate.errors import DeadlineExceeded, Internal, ModelNotFound, Overloaded, QuadrateError, Unavailable
 from quadrate.pairs import PairLayout
 from quadrate.server.call import standing_headers
 from quadrate.telemetry import log
@@ -57,6 +60,10 @@ class Facts:
     """How a reranker reads query and document together; None for models that read texts alone."""
 
 
+class TooSlow(DeadlineExceeded):
+    """A worker that took longer than its route allows, while the caller still waits."""
+
+
 class Replica:
     """One model at one worker.
 
@@ -81,17 +88,63 @@ class Replica:
         """What it said of itself before it loaded the model again; requests that were read by that are on their way."""
         self.reason = "not asked yet"
         """Why it does not serve."""
+        self.refusals = Refusals()
+        """What it had no room for lately."""
+        self.record = Record()
+        """How it has done lately."""
         self._is_healthy = False
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._let_go: dict[asyncio.Task[Any], int] = {}
         self._metrics = metrics
         self._changed = changed
         self._timeout_seconds = upstream.timeout
         self._latency = metrics.histogram("router_upstream_latency_seconds", peer.target, route.model)
+
+    @property
+    def trouble(self) -> str:
+        """Why others are asked rather than this one, although it serves; empty if nothing is wrong."""
+        if self.peer.pulse.is_suspect:
+            return f"it has not answered for {self.peer.pulse.silent_seconds:.1f} s"
+        return self.record.reason
+
+    @property
+    def load(self) -> float:
+        """What its worker has to do, by what it takes of the work."""
+        return (self.peer.outstanding_tokens + 1) / self.upstream.weight
+
+    def changed(self) -> None:
+        """Tell that it serves otherwise than before."""
+        self._changed(self)
+
+    def let_go(self) -> None:
+        """End what was asked here and is not answered, so that it may be asked elsewhere."""
+        for task in self._under_way:
+            self._let_go[task] = task.cancelling()
+            task.cancel()
+        self._under_way.clear()
 
     async def follow(self, tokenizers: Tokenizers) -> None:
         """Keep `facts` true for as long as the task runs."""
         if any(url.startswith(("https:", "grpcs:")) for url in (self.upstream.url, *self.upstream.replicas)):
             self._away(_NO_TLS)
             return
+        self.peer.pulse.listen(self._hear)
+        try:
+            await self._follow(tokenizers)
+        finally:
+            self.peer.pulse.unlisten(self._hear)
+
+    def _hear(self) -> None:
+        """Take note that the worker became silent, or is heard again."""
+        pulse = self.peer.pulse
+        if self.facts is not None and pulse.is_suspect and not pulse.is_stuck:
+            self._metrics.counter("router_upstream_ejections_total", self.peer.target, self.route.model, "silent").inc()
+            log.warn("upstream does not answer", model=self.route.model, upstream=self.peer.target, seconds=round(pulse.silent_seconds, 2))
+        if pulse.is_stuck:
+            self._away("it does not answer, though its connection is open")
+        self.changed()
+
+    async def _follow(self, tokenizers: Tokenizers) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -111,24 +164,51 @@ class Replica:
         """Call the worker and return its answer.
 
         The caller's name, its deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
-        Raises QuadrateError, Unavailable if the worker is lost.
+        Raises QuadrateError: Lost if the worker was lost or let go, TooSlow if it took longer than the route allows.
         """
         timeout = self._time_left(call)
+        ahead = self.peer.outstanding_tokens = self.peer.outstanding_tokens + errand.tokens
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._under_way.add(task)
         started = time.perf_counter()
-        self.peer.outstanding_tokens += errand.tokens
         try:
-            with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
-                metadata = (*stage.headers(), ("x-request-id", call.request_id), *standing_headers(call.standing))
-                return await getattr(self.peer, errand.method)(errand.request, timeout=timeout, metadata=metadata)
-        except ModelNotFound as exc:  # it was unloaded a moment ago; callers know the route's model, and that exists
-            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
-            raise Unavailable(f"The worker has just unloaded the model '{self.route.model}'. Try again.", retry_after_seconds=1.0) from exc
-        except QuadrateError as exc:
-            self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
-            raise
+            answer = await self._send(errand, call, timeout)
+        except BaseException as exc:
+            raise self._failure(exc, errand, call, task) from exc
+        else:
+            self.record.answered(time.perf_counter() - started, ahead)
+            return answer
         finally:
+            self._under_way.discard(task)
             self.peer.outstanding_tokens -= errand.tokens
             self._latency.observe(time.perf_counter() - started)
+
+    async def _send(self, errand: Errand, call: Call, timeout: float | None) -> Any:  # noqa: ASYNC109 - it travels on
+        with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
+            metadata = (*stage.headers(), ("x-request-id", call.request_id), *standing_headers(call.standing))
+            return await getattr(self.peer, errand.method)(errand.request, timeout=timeout, metadata=metadata)
+
+    def _failure(self, exc: BaseException, errand: Errand, call: Call, task: asyncio.Task[Any]) -> BaseException:
+        """Return what a failed call is to its caller, and note what it says of the worker."""
+        before = self._let_go.pop(task, None)
+        if isinstance(exc, asyncio.CancelledError) and before is not None and task.uncancel() <= before:
+            exc = Lost("The worker that serves this model does not answer. Try again.")
+        if not isinstance(exc, QuadrateError):
+            return exc
+        self._metrics.counter("router_upstream_errors_total", self.peer.target, exc.status.name).inc()
+        if isinstance(exc, ModelNotFound):  # it was unloaded a moment ago; callers know the route's model, and that exists
+            return Unavailable(f"The worker has just unloaded the model '{self.route.model}'. Try again.", retry_after_seconds=1.0)
+        if isinstance(exc, DeadlineExceeded):
+            left = call.remaining_seconds()
+            if left is not None and left <= 0:  # the caller's own: it says nothing of the worker
+                return exc
+            exc = TooSlow(exc.message)
+        if isinstance(exc, Overloaded):
+            left, wait = call.remaining_seconds(), exc.retry_after_seconds
+            self.refusals.note(call.standing, tokens=errand.tokens, left_seconds=left, retry_after_seconds=wait)
+        if isinstance(exc, Unavailable | Internal | TooSlow):
+            self.record.failure()
+        return exc
 
     def _time_left(self, call: Call) -> float | None:
         left = call.remaining_seconds()
@@ -206,6 +286,7 @@ class Replica:
             return False
         self.facts = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
         self.reason = ""
+        self.record.forget()
         log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
         self._changed(self)
         return True

@@ -82,8 +82,29 @@ _ROUTER = (
     Instrument(
         "router_upstream_retries_total",
         "counter",
-        "Calls that were tried again on another replica.",
+        "Calls that were tried again, nearly always on another replica.",
         ("model",),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_retries_denied_total",
+        "counter",
+        "Failures that were told because too many calls were being tried again already.",
+        ("model",),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_hedges_total",
+        "counter",
+        "Short requests that were sent to a second replica, by which of the two answered: `first` or `second`.",
+        ("model", "answered"),
+        component="router",
+    ),
+    Instrument(
+        "router_upstream_ejections_total",
+        "counter",
+        "How often a replica was left: because it failed or was slower than the others (`outlier`), or did not answer (`silent`).",
+        ("upstream", "model", "cause"),
         component="router",
     ),
     Instrument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.upstreams.peers import translate
+from gateway.upstreams.peers import Lost, translate
 from quadrate.errors import (
     ERRORS,
     DeadlineExceeded,
@@ -13,7 +13,6 @@ from quadrate.errors import (
     InvalidArgument,
     Overloaded,
     QuadrateError,
-    Unavailable,
 )
 from quadrate.server import status
 
@@ -42,10 +41,10 @@ def test_a_reason_of_a_newer_worker_keeps_its_status() -> None:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (grpc.StatusCode.UNAVAILABLE, Unavailable),
-        (grpc.StatusCode.INTERNAL, Unavailable),
-        (grpc.StatusCode.CANCELLED, Unavailable),
-        (grpc.StatusCode.UNKNOWN, Unavailable),
+        (grpc.StatusCode.UNAVAILABLE, Lost),
+        (grpc.StatusCode.INTERNAL, Lost),
+        (grpc.StatusCode.CANCELLED, Lost),
+        (grpc.StatusCode.UNKNOWN, Lost),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Internal),
         (grpc.StatusCode.UNIMPLEMENTED, Internal),
