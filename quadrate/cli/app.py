@@ -28,8 +28,10 @@ models_app = typer.Typer(
     help="See which models there are, get, check or remove their files, and load them at running workers.", no_args_is_help=True
 )
 config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
+certs_app = typer.Typer(help="Make certificates to try TLS with, and look at certificates.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
+app.add_typer(certs_app, name="certs")
 
 
 Precision = Literal["exact", "fast", "small"]
@@ -351,6 +353,34 @@ def config_check(*, config: Config = None, as_json: AsJson = False) -> None:
     from quadrate.cli.assemble import Options  # noqa: PLC0415
 
     raise typer.Exit(check.run(Options(config=_config(config)), as_json=as_json))
+
+
+@certs_app.command("make")
+def certs_make(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. An authority that is there already signs them.")],
+    *,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="One more name or address of the mesh's machines. May be repeated.")
+    ] = None,
+    days: Annotated[int, typer.Option(help="How long they are valid.", min=1, max=825)] = 90,
+) -> None:
+    """Make an authority and certificates for edge, gateway, workers and a client; again, to renew them."""
+    from quadrate.cli import certs  # noqa: PLC0415
+
+    raise typer.Exit(certs.run_make(folder, host or [], days=days))
+
+
+@certs_app.command("show")
+def certs_show(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Certificates in PEM.")], *, as_json: AsJson = False
+) -> None:
+    """Show whom certificates are for and how long they are valid.
+
+    The exit code is 1 if one has expired or will within two weeks.
+    """
+    from quadrate.cli import certs  # noqa: PLC0415
+
+    raise typer.Exit(certs.run_show(files, as_json=as_json))
 
 
 def run() -> None:
