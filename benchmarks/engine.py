@@ -2,9 +2,10 @@
 
     python benchmarks/engine.py [--rounds 3] [--texts 1000] [--only exact fast …] [--json FILE] [--plot FILE]
 
-*engine exact*, *fast*, *small*: the worker's scheduler and sessions in each class of precision that this machine gives, fed as by 32
-callers who send one text each and wait for the answer. Its peers: see benchmarks/peers.py. All of them tokenise what they embed. Beside
-each speed stands the lowest cosine of any text's vector to the same text's by sentence-transformers in fp32 (by *exact* without it).
+*engine exact*, *fast*, *small*: the worker's scheduler and sessions in each class of precision that this machine gives, fed in two ways:
+*all at once*, as its peers are, by one caller whose request has all texts; and as by *32 callers* who send one text each and wait for the
+answer, which no peer can do. Its peers: see benchmarks/peers.py. All of them tokenise what they embed. Beside each speed stands the
+lowest cosine of any text's vector to the same text's by sentence-transformers in fp32 (by *exact* without it).
 
 Peers need the parity extra (make install-parity); without it most are left out. Keep the machine quiet: compare ratios of one run, never
 figures of two.
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -58,6 +59,8 @@ BASE = "sentence-transformers fp32"
 """What others are compared with, where it is there."""
 PACKAGES = ("onnxruntime", "openvino", "numpy", "tokenizers", "torch", "transformers", "sentence-transformers")
 CALLERS = 32
+EXACT = "engine exact, all at once"
+"""What is compared with sorted loops; the base without the other one."""
 Measure = Callable[[], float]
 
 
@@ -84,8 +87,8 @@ class _Silence:
         raise RuntimeError(f"{texts} texts of {lane.name} were dropped: {reason}")
 
 
-async def _run_engine(texts: Iterable[str], *, callers: int, precision: Precision) -> tuple[float, Array]:
-    """Let callers take one text after another; return texts a second, and the vectors in order."""
+async def _run_engine(texts: Iterable[str], *, callers: int, precision: Precision, each: int = 1) -> tuple[float, Array]:
+    """Let callers take so many texts `each`, time after time; return texts a second, and the vectors in order."""
     model, settings = load_model(precision), EmbedSettings(precision=precision)
     scheduler = Scheduler(rules_of(settings, on_gpu=False), meter=_Silence(), on_failure=lambda lane: sys.exit(lane.failed))
     runs = Engine(model, scheduler)
@@ -94,8 +97,9 @@ async def _run_engine(texts: Iterable[str], *, callers: int, precision: Precisio
     found: dict[int, Array] = {}
 
     async def call() -> None:
-        for place, text in waiting:
-            found[place] = (await runs.run(read(model, [text]), ["unit"])).rows["unit"][0]
+        while mine := list(islice(waiting, each)):
+            rows = (await runs.run(read(model, [text for _, text in mine]), ["unit"])).rows["unit"]
+            found.update(zip((place for place, _ in mine), rows, strict=True))
 
     started = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(callers)))
@@ -137,7 +141,14 @@ class Contest:
     def measures(self, only: Sequence[str] | None) -> dict[str, Measure]:
         """Return a measure of each contender, by name, all of them warm; with `only`, of those whose names have one of these words."""
         classes: tuple[Precision, ...] = get_args(Precision)
-        entries: dict[str, Callable[[], Measure]] = {f"engine {precision}": partial(self._engine, precision) for precision in classes}
+        entries: dict[str, Callable[[], Measure]] = {
+            name: partial(self._engine, name, precision, callers, each)
+            for precision in classes
+            for name, callers, each in (
+                (f"engine {precision}, all at once", 1, len(self.texts)),
+                (f"engine {precision}, {CALLERS} callers", CALLERS, 1),
+            )
+        }
         entries |= {name: partial(self._peer, name, make) for name, make in self._peers().items()}
         found: dict[str, Measure] = {}
         for name, enter in entries.items():
@@ -150,11 +161,11 @@ class Contest:
                 print(f"left out: {name}: {self.left_out[name]}")
         return found
 
-    def _engine(self, precision: Precision) -> Measure:
+    def _engine(self, name: str, precision: Precision, callers: int, each: int) -> Measure:
         load_model(precision)
 
         def measure() -> float:
-            speed, self.vectors[f"engine {precision}"] = asyncio.run(_run_engine(self.texts, callers=CALLERS, precision=precision))
+            speed, self.vectors[name] = asyncio.run(_run_engine(self.texts, callers=callers, precision=precision, each=each))
             return speed
 
         return measure
@@ -200,7 +211,7 @@ def alternate(rounds: int, what: dict[str, Measure], *, unit: str = "texts/s") -
 def report(contest: Contest, figures: dict[str, list[float]]) -> dict[str, Any]:
     """Return medians, ratios, cosines, and what they were measured on."""
     medians = {name: statistics.median(values) for name, values in figures.items()}
-    base = next(name for name in (BASE, "engine exact") if name in medians)
+    base = next(name for name in (BASE, EXACT) if name in medians)
     loops = [value for name, value in medians.items() if name.startswith("loop")]
     lengths = [len(reading) for reading in read(load_model(), contest.texts)]
     return {
@@ -210,7 +221,7 @@ def report(contest: Contest, figures: dict[str, list[float]]) -> dict[str, Any]:
         "base": base,
         "ratio_to_base": {name: value / medians[base] for name, value in medians.items()},
         "lowest_cosine_to_base": {name: lowest_cosine(vectors, contest.vectors[base]) for name, vectors in contest.vectors.items()},
-        "exact_to_best_loop": medians["engine exact"] / max(loops) if loops and "engine exact" in medians else None,
+        "exact_to_best_loop": medians[EXACT] / max(loops) if loops and EXACT in medians else None,
         "best_budget": contest.budgets,
         "left_out": contest.left_out,
         "tokens": {"texts": len(lengths), "mean": float(np.mean(lengths)), "p95": float(np.percentile(lengths, 95)), "most": max(lengths)},

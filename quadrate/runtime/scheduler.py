@@ -247,7 +247,11 @@ class Scheduler:
         self._jobs.add(job)
 
     def _texts(self, job: Job, readings: Sequence[Reading], new: dict[TextKey, Text]) -> list[Text]:
-        """Make a job's texts: those whose work nobody waits for yet are `new`, the others are counted no more. Under the lock."""
+        """Make a job's texts: those whose work nobody waits for yet are `new`, the others are counted no more. Under the lock.
+
+        The longest come first, whatever their order in the request, which is answered when all have run: so its runs have texts of like
+        lengths, and the short ones at the end let the runners end together.
+        """
         lane, outputs, clock, flying = job.lane, job.outputs, job.tenant.clock, job.lane.flying
         share, is_long = lane.cost.share, self._rules.is_long
         due = job.submitted + self._rules.queue_seconds
@@ -256,8 +260,10 @@ class Scheduler:
         free = FREE_RUNS * share(self._rules.limits.tokens) if len(readings) > 1 else math.inf
         taken, texts = 0.0, []
         shares: dict[int, float] = {}
-        for place, reading in enumerate(readings):
-            tokens, key = len(reading), (outputs, reading.second, reading.ids.tobytes())
+        lengths = [len(reading) for reading in readings]
+        for place in sorted(range(len(readings)), key=lengths.__getitem__, reverse=True):
+            reading, tokens = readings[place], lengths[place]
+            key = (outputs, reading.second, reading.ids.tobytes())
             seconds = shares.get(tokens) or shares.setdefault(tokens, share(tokens))
             first = flying.get(key) or new.get(key)
             counted = first is None or (first.job.over and not first.out)

@@ -226,6 +226,21 @@ async def test_a_single_text_waits_for_no_more_than_the_free_runs_of_large_reque
         assert len(made.session.runs) > 300
 
 
+async def test_a_request_of_mixed_lengths_runs_the_longest_first_and_is_answered_in_order() -> None:
+    """A request of mixed lengths runs the longest first and is answered in order."""
+    lengths = [3, 29, 11, 7, 30, 12, 4, 28, 10, 3]
+    readings = [Reading.of(np.full(tokens, number, np.int32)) for number, tokens in enumerate(lengths)]
+    async with bench(limits=Limits(tokens=32, texts=8)) as made:
+        first = await made.busy()
+        many = asyncio.create_task(made.scheduler.run(made.lane, readings, outputs=["unit"], deadline=None))
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        job, _ = await asyncio.gather(many, first)
+    assert [int(row[0][0]) for row in job.results if row is not None] == list(range(len(lengths)))
+    longest = [max(lengths[text] for text in texts) for texts, _ in made.session.runs[1:]]
+    assert longest == sorted(longest, reverse=True)
+
+
 async def test_two_large_requests_take_turns() -> None:
     """Two large requests take turns."""
     async with bench() as made:
