@@ -11,6 +11,7 @@ import grpc.aio
 from google.protobuf.json_format import MessageToDict
 
 from quadrate.client import failures
+from quadrate.client.target import Target
 from quadrate.config import lock
 from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
 from quadrate.errors import ConfigError, QuadrateError
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from quadrate.config.tls import ClientTls
+
     Action = Callable[[grpc.aio.Channel, str], Awaitable[int]]
 
 SECONDS = 10.0
 """How long a worker may take to tell what it has."""
 
 
-def load(config: Path, alias: str, workers: Sequence[str]) -> int:
+def load(config: Path, alias: str, workers: Sequence[str], tls: ClientTls) -> int:
     """Load a model at each worker, or load it again, and say how far it is. Returns 1 if one fails."""
 
     async def at(channel: grpc.aio.Channel, worker: str) -> int:
@@ -36,10 +39,10 @@ def load(config: Path, alias: str, workers: Sequence[str]) -> int:
         print(f"{alias} at {worker}: ready, revision {last.revision}, {last.memory_mib} MiB, {last.provider}")
         return 0
 
-    return _each(workers or _addresses(config, alias), at)
+    return _each(workers or _addresses(config, alias), tls, at)
 
 
-def unload(config: Path, alias: str, workers: Sequence[str]) -> int:
+def unload(config: Path, alias: str, workers: Sequence[str], tls: ClientTls) -> int:
     """Drop a model at each worker. Returns 1 if one fails."""
 
     async def at(channel: grpc.aio.Channel, worker: str) -> int:
@@ -48,10 +51,10 @@ def unload(config: Path, alias: str, workers: Sequence[str]) -> int:
         print(f"{alias} at {worker}: unloaded")
         return 0
 
-    return _each(workers or _addresses(config, alias), at)
+    return _each(workers or _addresses(config, alias), tls, at)
 
 
-def show(alias: str, workers: Sequence[str]) -> int:
+def show(alias: str, workers: Sequence[str], tls: ClientTls) -> int:
     """Print the card of a model as each worker has it, as JSON."""
 
     async def at(channel: grpc.aio.Channel, _: str) -> int:
@@ -60,10 +63,10 @@ def show(alias: str, workers: Sequence[str]) -> int:
         print(json.dumps(MessageToDict(answer.model, preserving_proto_field_name=True), indent=2, ensure_ascii=False))
         return 0
 
-    return _each(workers, at)
+    return _each(workers, tls, at)
 
 
-def listed(workers: Sequence[str], *, as_json: bool) -> int:
+def listed(workers: Sequence[str], tls: ClientTls, *, as_json: bool) -> int:
     """Print what each worker has, and in which state."""
     rows: list[dict[str, object]] = []
 
@@ -73,7 +76,7 @@ def listed(workers: Sequence[str], *, as_json: bool) -> int:
         rows.extend(_row(worker, model) for model in answer.models)
         return 0
 
-    code = _each(workers, at)
+    code = _each(workers, tls, at)
     if as_json:
         print(json.dumps({"models": rows}, indent=2))
     else:
@@ -81,14 +84,14 @@ def listed(workers: Sequence[str], *, as_json: bool) -> int:
     return code
 
 
-def _each(workers: Sequence[str], action: Action) -> int:
+def _each(workers: Sequence[str], tls: ClientTls, action: Action) -> int:
     """Do something at each worker in turn; what fails is one sentence on stderr."""
 
     async def all_of_them() -> int:
         code = 0
         for worker in workers:
             try:
-                async with grpc.aio.insecure_channel(worker, options=(("grpc.enable_http_proxy", 0),)) as channel:
+                async with _channel(worker, tls) as channel:
                     code = max(code, await action(channel, worker))
             except grpc.aio.AioRpcError as exc:
                 print(f"quadrate: {worker}: {_told(exc)}", file=sys.stderr)
@@ -96,6 +99,14 @@ def _each(workers: Sequence[str], action: Action) -> int:
         return code
 
     return run(all_of_them())
+
+
+def _channel(worker: str, tls: ClientTls) -> grpc.aio.Channel:
+    """Return a channel to `host:port`, or over TLS to `grpcs://host:port`. Raises InvalidArgument and ConfigError."""
+    target, options = Target.parse(worker), (("grpc.enable_http_proxy", 0),)
+    if target.tls:
+        return grpc.aio.secure_channel(target.address, tls.credentials(), options=options)
+    return grpc.aio.insecure_channel(target.address, options=options)
 
 
 def _told(failure: grpc.aio.AioRpcError) -> QuadrateError | str:
@@ -125,7 +136,7 @@ def _addresses(config: Path, alias: str) -> list[str]:
     if alias not in cards:
         raise ConfigError(f"{config / 'models.yaml'} describes no {alias!r}; it has: {', '.join(cards)}. --worker names a worker.")
     settings = load_worker_settings(EmbedSettings if cards[alias].task == "embed" else RerankSettings)
-    return [f"127.0.0.1:{settings.port}"]
+    return [f"{'grpcs' if settings.tls else 'grpc'}://127.0.0.1:{settings.port}"]
 
 
 def _row(worker: str, model: model_pb2.Model) -> dict[str, object]:

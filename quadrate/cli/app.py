@@ -14,7 +14,9 @@ from quadrate.config.shipped import shipped
 from quadrate.errors import ConfigError, QuadrateError, StoreError
 
 if TYPE_CHECKING:
+    from quadrate.cli.calls import Door
     from quadrate.client.requests import Form
+    from quadrate.config.tls import ClientTls
 
 app = typer.Typer(
     name="quadrate",
@@ -27,13 +29,16 @@ app = typer.Typer(
 models_app = typer.Typer(
     help="See which models there are, get, check or remove their files, and load them at running workers.", no_args_is_help=True
 )
+keys_app = typer.Typer(help="Make, list, hash and revoke API keys, in auth.yaml.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
 certs_app = typer.Typer(help="Make certificates to try TLS with, and look at certificates.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 app.add_typer(certs_app, name="certs")
 
 
+Task = Literal["embed", "rerank"]
 Precision = Literal["exact", "fast", "small"]
 Role = Literal["query", "document"]
 Truncation = Literal["none", "left", "right"]
@@ -56,6 +61,16 @@ Url = Annotated[str, typer.Option("--url", help="Address of the mesh, a gateway 
 Key = Annotated[
     str | None, typer.Option("--key", envvar="QUADRATE_API_KEY", help="API key, where the mesh asks for one.", show_default=False)
 ]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="QUADRATE_CA", metavar="FILE", help="Authorities in PEM to trust for TLS.", show_default=False),
+]
+ClientCert = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(
+        "--client-cert", metavar="FILE KEY_FILE", help="Certificate and its key in PEM, where callers must show one.", show_default=False
+    ),
+]
 Aliases = Annotated[list[str], typer.Argument(metavar="ALIAS...", help="Models of models.yaml.")]
 OneAlias = Annotated[str, typer.Argument(metavar="ALIAS", help="A model of models.yaml.")]
 Workers = Annotated[
@@ -63,7 +78,7 @@ Workers = Annotated[
     typer.Option(
         "--worker",
         metavar="HOST:PORT",
-        help="A worker's own gRPC port. May be repeated. Default: where models of its task are on this machine.",
+        help="A worker's own gRPC port; grpcs://HOST:PORT for TLS. May be repeated. Default: where models of its task are here.",
     ),
 ]
 LookedAt = Annotated[
@@ -105,6 +120,9 @@ def up(  # noqa: PLR0913 - the flags
     embed_port: Annotated[int, typer.Option(help="First embedding worker's gRPC port, likewise.")] = 7997,
     rerank_port: Annotated[int, typer.Option(help="First reranking worker's gRPC port, likewise.")] = 9002,
     admin_port: Annotated[int, typer.Option(help="Envoy's admin interface, on loopback only.")] = 9901,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Speak TLS to callers and between the processes, by certificates that are made now.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the mesh answers; it goes on in the background.")] = False,
 ) -> None:
     """Start the whole mesh on this machine.
@@ -128,6 +146,7 @@ def up(  # noqa: PLR0913 - the flags
         embed_port=embed_port,
         rerank_port=rerank_port,
         admin_port=admin_port,
+        tls=tls,
     )
     folder = command.prepare(options)
     if detach:
@@ -191,6 +210,8 @@ def embed(  # noqa: PLR0913 - the flags
     ] = None,
     url: Url = "localhost:8085",
     key: Key = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed texts and print the vectors."""
@@ -208,7 +229,7 @@ def embed(  # noqa: PLR0913 - the flags
         dimensions=dimensions,
         normalize=normalize,
     )
-    raise typer.Exit(calls.embed(url, key, texts or [], model=model, choices=choices, as_json=as_json))
+    raise typer.Exit(calls.embed(_door(url, key, ca, client_cert), texts or [], model=model, choices=choices, as_json=as_json))
 
 
 @app.command()
@@ -228,6 +249,8 @@ def rerank(  # noqa: PLR0913 - one flag each
     instruction: Annotated[str | None, typer.Option(help="What relevance means, for models that take an instruction.")] = None,
     url: Url = "localhost:8085",
     key: Key = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
     as_json: AsJson = False,
 ) -> None:
     """Order documents by how well they answer."""
@@ -235,8 +258,7 @@ def rerank(  # noqa: PLR0913 - one flag each
 
     raise typer.Exit(
         calls.rerank(
-            url,
-            key,
+            _door(url, key, ca, client_cert),
             query,
             documents or [],
             model=model,
@@ -255,6 +277,8 @@ def smoke(
     url: Annotated[str, typer.Argument(help="Address of a mesh, such as http://localhost:8085.")],
     *,
     key: Key = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a mesh: health, models, embedding, rerank.
@@ -263,7 +287,7 @@ def smoke(
     """
     from quadrate.cli import smoke as command  # noqa: PLC0415
 
-    raise typer.Exit(command.run(url, key, as_json=as_json))
+    raise typer.Exit(command.run(url, key, tls=_tls(ca, client_cert), as_json=as_json))
 
 
 @app.command()
@@ -275,19 +299,28 @@ def check(*, as_json: AsJson = False) -> None:
 
 
 @models_app.command("list")
-def models_list(*, config: Config = None, worker: LookedAt = None, as_json: AsJson = False) -> None:
+def models_list(
+    *,
+    config: Config = None,
+    worker: LookedAt = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the models that models.yaml describes, and which are here; or with --worker those that workers have loaded."""
     from quadrate.cli import admin, models  # noqa: PLC0415
 
-    raise typer.Exit(admin.listed(worker, as_json=as_json) if worker else models.show(_config(config), as_json=as_json))
+    raise typer.Exit(
+        admin.listed(worker, _tls(ca, client_cert), as_json=as_json) if worker else models.show(_config(config), as_json=as_json)
+    )
 
 
 @models_app.command("show")
-def models_show(alias: OneAlias, *, config: Config = None, worker: LookedAt = None) -> None:
+def models_show(alias: OneAlias, *, config: Config = None, worker: LookedAt = None, ca: Ca = None, client_cert: ClientCert = None) -> None:
     """Print all that is known of a model, as JSON; or with --worker what a worker serves under this name."""
     from quadrate.cli import admin, models  # noqa: PLC0415
 
-    raise typer.Exit(admin.show(alias, worker) if worker else models.card(_config(config), alias))
+    raise typer.Exit(admin.show(alias, worker, _tls(ca, client_cert)) if worker else models.card(_config(config), alias))
 
 
 @models_app.command("pull")
@@ -320,22 +353,22 @@ def models_verify(
 
 
 @models_app.command("load")
-def models_load(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+def models_load(alias: OneAlias, *, config: Config = None, worker: Workers = None, ca: Ca = None, client_cert: ClientCert = None) -> None:
     """Load a model at a running worker, or load it again after its card, its files or its lock changed.
 
     The one that answers goes on until the new one has proven itself, and for good if that fails.
     """
     from quadrate.cli import admin  # noqa: PLC0415
 
-    raise typer.Exit(admin.load(_config(config), alias, worker or ()))
+    raise typer.Exit(admin.load(_config(config), alias, worker or (), _tls(ca, client_cert)))
 
 
 @models_app.command("unload")
-def models_unload(alias: OneAlias, *, config: Config = None, worker: Workers = None) -> None:
+def models_unload(alias: OneAlias, *, config: Config = None, worker: Workers = None, ca: Ca = None, client_cert: ClientCert = None) -> None:
     """Drop a model at a running worker and give its memory back."""
     from quadrate.cli import admin  # noqa: PLC0415
 
-    raise typer.Exit(admin.unload(_config(config), alias, worker or ()))
+    raise typer.Exit(admin.unload(_config(config), alias, worker or (), _tls(ca, client_cert)))
 
 
 @models_app.command("remove")
@@ -344,6 +377,62 @@ def models_remove(aliases: Aliases, *, config: Config = None) -> None:
     from quadrate.cli import models  # noqa: PLC0415
 
     raise typer.Exit(models.remove(_config(config), aliases))
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="What its owner is called in logs, metrics and limits.")],
+    *,
+    model: Annotated[list[str] | None, typer.Option(help="An alias it may call. May be repeated. Default: all.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What it may ask for. Default: both.")] = None,
+    not_before: Annotated[str | None, typer.Option(help="When it begins to be accepted, as --expires. Default: at once.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="When it ends: 90d, 12h, 2027-01-31 or 2027-01-31T12:00:00Z. Default: never.", show_default=False)
+    ] = None,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Give the key of this name a new secret, beside the one it has.")] = False,
+    overlap: Annotated[str, typer.Option(help="With --rotate: how long the secret before it is still accepted.")] = "7d",
+    config: Config = None,
+) -> None:
+    """Add a key to auth.yaml and print it.
+
+    The file keeps its hash, so it is printed this once. Running gateways read the file again by themselves.
+    """
+    from quadrate.cli import keys  # noqa: PLC0415
+
+    if rotate:
+        if model or task or not_before:
+            raise typer.BadParameter("--rotate changes the secret alone: --model, --task and --not-before do not go with it.")
+        raise typer.Exit(keys.rotate(_config(config), name, overlap=overlap, expires=expires))
+    wish = keys.Wish(name=name, models=tuple(model or ()), tasks=(task,) if task else (), not_before=not_before, expires=expires)
+    raise typer.Exit(keys.new(_config(config), wish))
+
+
+@keys_app.command("list")
+def keys_list(*, config: Config = None, as_json: AsJson = False) -> None:
+    """Show the keys of auth.yaml: who, in which state, until when, for what. Never the keys themselves."""
+    from quadrate.cli import keys  # noqa: PLC0415
+
+    raise typer.Exit(keys.show(_config(config), as_json=as_json))
+
+
+@keys_app.command("hash")
+def keys_hash() -> None:
+    """Print the hash of a key that you type in or pipe, for auth.yaml."""
+    from quadrate.cli import keys  # noqa: PLC0415
+
+    raise typer.Exit(keys.hashed())
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    which: Annotated[str, typer.Argument(metavar="NAME|DIGITS", help="A key's name, or the first 8 digits of one secret's hash.")],
+    *,
+    config: Config = None,
+) -> None:
+    """Take a key, or one of its two secrets, out of auth.yaml."""
+    from quadrate.cli import keys  # noqa: PLC0415
+
+    raise typer.Exit(keys.revoke(_config(config), which))
 
 
 @config_app.command("check")
@@ -396,3 +485,15 @@ def run() -> None:
 
 def _config(given: Path | None) -> Path:
     return (given or shipped("configs")).expanduser().absolute()
+
+
+def _tls(ca: Path | None, identity: tuple[Path, Path] | None) -> ClientTls:
+    from quadrate.config.tls import ClientTls, KeyPair  # noqa: PLC0415
+
+    return ClientTls(ca, None if identity is None else KeyPair(*identity))
+
+
+def _door(url: str, key: str | None, ca: Path | None, identity: tuple[Path, Path] | None) -> Door:
+    from quadrate.cli.calls import Door  # noqa: PLC0415
+
+    return Door(url, key, ca, identity)

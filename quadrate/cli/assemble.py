@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from quadrate.cli import catalogue
+from quadrate.cli import catalogue, certs
 from quadrate.cli.local_routes import LOOPBACK, localised, served_here, with_added
 from quadrate.cli.plan import Folder, Plan, Process
 from quadrate.config.auth import load_auth
@@ -18,6 +19,7 @@ from quadrate.config.routing import RoutingFile, load_routing
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from quadrate.config.edge import EdgeSettings
@@ -46,6 +48,8 @@ class Options:
     embed_port: int = 7997
     rerank_port: int = 9002
     admin_port: int = 9901
+    tls: bool = False
+    """Whether callers and processes speak TLS by certificates of the mesh's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ def read(options: Options) -> Mesh:
         with_added(written, added),
         embed=_addresses(options.embed_port, options.embed_workers),
         rerank=_addresses(options.rerank_port, options.rerank_workers),
+        tls=options.tls,
     )
     changed = {"models.yaml"} if added else set()
     if routing != written:
@@ -121,6 +126,8 @@ def plan(mesh: Mesh, folder: Folder) -> Plan:
         *(_worker(mesh, "rerank_worker", number, paths["models.yaml"]) for number in range(options.rerank_workers if mesh.rerank else 0)),
     ]
     gateways = [_gateway(options, number, paths["routing.yaml"]) for number in range(options.gateways)]
+    if options.tls:
+        workers, gateways = [_encrypted(one, folder) for one in workers], [_encrypted(one, folder) for one in gateways]
     return Plan(f"{options.host}:{options.port}", (*workers, *gateways, _edge(options, folder, gateways)))
 
 
@@ -132,11 +139,11 @@ def write(mesh: Mesh, folder: Folder) -> None:
     for name in mesh.changed:
         data = contents[name].model_dump(mode="json", exclude_defaults=True)
         (folder.config / name).write_text(f"# Written by quadrate up for its flags.\n{yaml.safe_dump(data, sort_keys=False)}")
-    render(folder.config / "envoy.yaml", edge_settings(mesh.options))
+    render(folder.config / "envoy.yaml", edge_settings(mesh.options, folder))
 
 
-def edge_settings(options: Options) -> EdgeSettings:
-    """Return the edge's settings: the environment's, with the addresses of this mesh. Raises ConfigError."""
+def edge_settings(options: Options, folder: Folder) -> EdgeSettings:
+    """Return the edge's settings: the environment's, with the addresses and certificates of this mesh. Raises ConfigError."""
     grpc, http = zip(*(_ports(options.gateway_port, number) for number in range(options.gateways)), strict=True)
     return load_edge_settings(
         host=options.host,
@@ -144,6 +151,7 @@ def edge_settings(options: Options) -> EdgeSettings:
         admin=f"{LOOPBACK}:{options.admin_port}",
         gateways=tuple(f"{LOOPBACK}:{port}" for port in grpc),
         gateways_http=tuple(f"{LOOPBACK}:{port}" for port in http),
+        **(_of_tls(folder, "EDGE_", str.lower) if options.tls else {}),
     )
 
 
@@ -204,17 +212,33 @@ def _process(
     )
 
 
+def _encrypted(process: Process, folder: Folder) -> Process:
+    """Return a gateway or a worker that speaks TLS."""
+    prefix = {"gateway": "ROUTER_", "embed_worker": "EMBED_", "rerank_worker": "RERANK_"}[process.role]
+    return dataclasses.replace(process, environment=process.environment | _of_tls(folder, prefix))
+
+
+def _of_tls(folder: Folder, prefix: str, spell: Callable[[str], str] | None = None) -> dict[str, str]:
+    """Return the variables of TLS that begin with `prefix`; with `spell`, their names without it, spelt so."""
+    found = {name: value for name, value in certs.variables(folder.certificates).items() if name.startswith(prefix)}
+    return found if spell is None else {spell(name.removeprefix(prefix)): value for name, value in found.items()}
+
+
 def _edge(options: Options, folder: Folder, gateways: list[Process]) -> Process:
     from quadrate.edge import command  # noqa: PLC0415 - only the one who writes needs it
 
+    settings = edge_settings(options, folder)
     host = LOOPBACK if options.host == "0.0.0.0" else options.host  # noqa: S104 - compared, not listened on
+    live = f"http://{LOOPBACK}:{options.admin_port}/ready"
+    ready = f"{'https' if settings.tls else 'http'}://{host}:{options.port}/health/ready"
+    asks_clients = settings.tls is not None and settings.tls.client_ca is not None  # the supervisor has nothing to show
     return Process(
         name="envoy",
         role="envoy",
-        command=tuple(command(folder.config / "envoy.yaml", edge_settings(options))),
+        command=tuple(command(folder.config / "envoy.yaml", settings)),
         environment={},
         address=f"{options.host}:{options.port}",
-        live=f"http://{LOOPBACK}:{options.admin_port}/ready",
-        ready=f"http://{host}:{options.port}/health/ready",
+        live=live,
+        ready=live if asks_clients else ready,
         after=(gateways[0].name,),
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from quadrate.cli.assemble import edge_settings
+
 if TYPE_CHECKING:
     from quadrate.cli.assemble import Mesh
     from quadrate.cli.plan import Folder, Plan
@@ -23,9 +25,12 @@ _OTHER_TEXT = "Bread rises because yeast makes gas."
 def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
     """Return the whole banner, coloured if stdout is a terminal."""
     console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(f"\n[bold]Quadrate answers on http://{plan.address}[/]\n")
+    settings = edge_settings(mesh.options, folder)
+    scheme = "https" if settings.tls else "http"
+    authorities = folder.certificates / "ca.pem" if mesh.options.tls else None
+    console.print(f"\n[bold]Quadrate answers on {scheme}://{plan.address}[/]\n")
     console.print(_table(plan))
-    for title, call in _calls(mesh, plan.address):
+    for title, call in _calls(mesh, f"{scheme}://{plan.address}", authorities):
         console.print(f"\n[bold]{title}[/]")
         console.print(call, markup=False, soft_wrap=True)
     flag = _port_flag(mesh)
@@ -67,33 +72,38 @@ def _port_flag(mesh: Mesh) -> str:
     return "" if mesh.options.port == 8085 else f" --port {mesh.options.port}"  # noqa: PLR2004 - the default of up
 
 
-def _calls(mesh: Mesh, address: str) -> list[tuple[str, str]]:
-    """Return title and text of each call, with models that are served and a key where one is needed."""
-    address = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - shown, not listened on
+def _calls(mesh: Mesh, url: str, authorities: Path | None) -> list[tuple[str, str]]:
+    """Return title and text of each call, with models that are served, a key where one is needed, and whom to trust over TLS."""
+    url = url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - shown, not listened on
     calls = []
     if mesh.embed:
-        calls += _embedding_calls(mesh.embed[0], address, needs_key=mesh.needs_key)
+        calls += _embedding_calls(mesh.embed[0], url, authorities, needs_key=mesh.needs_key)
     if mesh.rerank:
         model = mesh.rerank[0]
         body = f'{{"model":"{model}","query":"{_QUESTION}","documents":[{{"text":"{_TEXT}"}},{{"text":"{_OTHER_TEXT}"}}]}}'
+        scheme, _, address = url.partition("://")
+        trust = f"-cacert {authorities} " if authorities else ("" if scheme == "https" else "-plaintext ")
+        ca = f" --ca {authorities}" if authorities else ""
+        where = url if scheme == "https" else address
         calls += [
-            ("grpcurl", f"grpcurl -plaintext{_header(mesh.needs_key)} -d '{body}' {address} quadrate.v1.RerankService/Rerank"),
-            ("quadrate", f'{_program()} rerank --url {address} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'),
+            ("grpcurl", f"grpcurl {trust}{_header(mesh.needs_key)}-d '{body}' {address} quadrate.v1.RerankService/Rerank"),
+            ("quadrate", f'{_program()} rerank --url {where}{ca} --model {model} "{_QUESTION}" "{_TEXT}" "{_OTHER_TEXT}"'),
         ]
     return calls
 
 
-def _embedding_calls(model: str, address: str, *, needs_key: bool) -> list[tuple[str, str]]:
-    curl = f'curl http://{address}/v1/embeddings{_header(needs_key)} -d \'{{"model":"{model}","input":"{_TEXT}"}}\''
+def _embedding_calls(model: str, url: str, authorities: Path | None, *, needs_key: bool) -> list[tuple[str, str]]:
+    trust = f"--cacert {authorities} " if authorities else ""
+    curl = f'curl {trust}{url}/v1/embeddings {_header(needs_key)}-d \'{{"model":"{model}","input":"{_TEXT}"}}\''
     # The SDK insists on a key, and a wrong one is refused: an empty header says that there is none.
     key = 'os.environ["QUADRATE_API_KEY"]' if needs_key else '"none", default_headers={"Authorization": ""}'
     sdk = (
         f"{'import os; ' if needs_key else ''}from openai import OpenAI\n"
-        f'client = OpenAI(base_url="http://{address}/v1", api_key={key})\n'
+        f'client = OpenAI(base_url="{url}/v1", api_key={key})\n'
         f'vector = client.embeddings.create(model="{model}", input="{_TEXT}").data[0].embedding'
     )
-    return [("curl", curl), ("OpenAI SDK (Python)", sdk)]
+    return [("curl", curl), (f"OpenAI SDK (Python){f', after export SSL_CERT_FILE={authorities}' if authorities else ''}", sdk)]
 
 
 def _header(needs_key: bool) -> str:  # noqa: FBT001 - two callers, above
-    return ' -H "authorization: Bearer $QUADRATE_API_KEY"' if needs_key else ""
+    return '-H "authorization: Bearer $QUADRATE_API_KEY" ' if needs_key else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quadrate.client import Client
@@ -11,6 +12,7 @@ from quadrate.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from quadrate.client import Embeddings
     from quadrate.client.requests import Choices, Truncation
@@ -18,10 +20,24 @@ if TYPE_CHECKING:
 _SHOWN_VALUES = 4
 
 
-def embed(url: str, key: str | None, texts: Sequence[str], *, model: str, choices: Choices, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where to call, and as whom."""
+
+    url: str
+    key: str | None = None
+    ca: Path | None = None
+    identity: tuple[Path, Path] | None = None
+
+    def client(self) -> Client:
+        """Return a client that calls there."""
+        return Client(self.url, api_key=self.key, certificates=self.ca, identity=self.identity)
+
+
+def embed(where: Door, texts: Sequence[str], *, model: str, choices: Choices, as_json: bool) -> int:
     """Print what each text gave: a line for people, or one JSON object a line."""
     given = _given(texts)
-    with Client(url, api_key=key) as client:
+    with where.client() as client:
         answer = client.embed(given, model=model, **choices)
     for index, (text, usage) in enumerate(zip(given, answer.usages, strict=True)):
         if as_json:
@@ -60,8 +76,7 @@ def _shown(answer: Embeddings, index: int) -> Iterator[str]:
 
 
 def rerank(  # noqa: PLR0913 - what the command offers
-    url: str,
-    key: str | None,
+    where: Door,
     query: str,
     documents: Sequence[str],
     *,
@@ -74,7 +89,7 @@ def rerank(  # noqa: PLR0913 - what the command offers
     as_json: bool,
 ) -> int:
     """Print the documents by relevance, best first: a line each for people, or one JSON object a line. Warnings go to stderr."""
-    with Client(url, api_key=key) as client:
+    with where.client() as client:
         answer = client.rerank(
             query,
             _given(documents),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quadrate.cli import assemble, preflight
+from quadrate.cli.plan import Folder
 from quadrate.config.auth import load_auth
 from quadrate.config.gateway import not_yet_used
 from quadrate.config.rate_limits import load_rate_limits
@@ -76,7 +77,7 @@ def _environment(options: Options) -> str:
 def _envoy(options: Options) -> str:
     """Let Envoy read what would be rendered for it."""
     with tempfile.TemporaryDirectory(prefix="quadrate-check-") as scratch:
-        config, settings = Path(scratch) / "envoy.yaml", assemble.edge_settings(options)
+        config, settings = Path(scratch) / "envoy.yaml", assemble.edge_settings(options, Folder.of(options.port))
         render(config, settings)
         done = subprocess.run([*command(config, settings), "--mode", "validate"], capture_output=True, text=True, check=False, timeout=60)
     if done.returncode != 0:

@@ -30,10 +30,11 @@ def with_added(routing: RoutingFile, added: Mapping[str, ModelCard]) -> RoutingF
     return RoutingFile(embeddings=tuple(embeddings), rerank=tuple(rerank))
 
 
-def localised(routing: RoutingFile, *, embed: Sequence[str], rerank: Sequence[str]) -> RoutingFile:
-    """Point every route to a worker of this machine at the workers that will run, given as `host:port`."""
+def localised(routing: RoutingFile, *, embed: Sequence[str], rerank: Sequence[str], tls: bool = False) -> RoutingFile:
+    """Point every route to a worker of this machine at the workers that will run, given as `host:port`; with `tls` by grpcs."""
     return RoutingFile(
-        embeddings=tuple(_at(route, embed) for route in routing.embeddings), rerank=tuple(_at(route, rerank) for route in routing.rerank)
+        embeddings=tuple(_at(route, embed, tls=tls) for route in routing.embeddings),
+        rerank=tuple(_at(route, rerank, tls=tls) for route in routing.rerank),
     )
 
 
@@ -52,13 +53,14 @@ def served_here(routes: Sequence[Route], models: ModelsFile, task: str) -> tuple
     return aliases
 
 
-def _at(route: RouteT, addresses: Sequence[str]) -> RouteT:
+def _at(route: RouteT, addresses: Sequence[str], *, tls: bool) -> RouteT:
     """Return the route with its upstreams on this machine moved; the very same one if nothing moves."""
 
     def moved(upstream: Upstream) -> Upstream:
-        if not _is_here(upstream) or upstream.targets == tuple(addresses):
+        is_secure = upstream.url.startswith("grpcs://")
+        if not _is_here(upstream) or (upstream.targets == tuple(addresses) and is_secure >= tls):
             return upstream
-        urls = tuple(f"grpc://{address}" for address in addresses)
+        urls = tuple(f"{'grpcs' if tls or is_secure else 'grpc'}://{address}" for address in addresses)
         return upstream.model_copy(update={"url": urls[0], "replicas": urls[1:]})
 
     if route.upstream is not None:

@@ -8,6 +8,7 @@ A mesh has a folder of its own, $XDG_STATE_HOME/quadrate/<port>/:
     lock          held while the supervisor lives; the kernel frees it
     logs/         one file a process
     config/       envoy.yaml, and the configuration where flags changed it
+    certificates/ an authority and certificates                                written by `up --tls`, which keeps the authority
 
 Only the standard library is imported here: the supervisor lives on this module and must stay small.
 """
@@ -90,6 +91,7 @@ class Folder:
         self.path = path
         self.logs = path / "logs"
         self.config = path / "config"
+        self.certificates = path / "certificates"
         self.banner = path / "banner.txt"
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -33,7 +34,9 @@ async def get(url: str, *, timeout_seconds: float = 2.0) -> Answer:
 
 async def _get(url: str) -> Answer:
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    # Whether a process of this machine runs is asked, not who it is: nothing is told to it, and its certificate may be anybody's.
+    context = ssl._create_unverified_context() if parts.scheme == "https" else None  # noqa: S323, SLF001
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
     try:
         writer.write(f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")

@@ -13,6 +13,8 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quadrate.config.tls import ClientTls
+
 _TIMEOUT_SECONDS = 30.0
 _QUERY = "Where are stars born?"
 _DOCUMENTS = ["Bread rises because yeast makes gas.", "Stars are born in cold clouds of gas and dust."]
@@ -32,11 +34,11 @@ class Check:
     seconds: float
 
 
-def run(url: str, key: str | None, *, as_json: bool) -> int:
-    """Ask everything, print each outcome, and return 0 only if all are good."""
+def run(url: str, key: str | None, *, tls: ClientTls, as_json: bool) -> int:
+    """Ask everything, print each outcome, and return 0 only if all are good. Raises ConfigError if a file of TLS cannot be used."""
     base = url if "://" in url else f"http://{url}"
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=base.rstrip("/"), headers=headers, timeout=_TIMEOUT_SECONDS) as http:
+    with httpx.Client(base_url=base.rstrip("/"), headers=headers, timeout=_TIMEOUT_SECONDS, verify=tls.context()) as http:
         checks = [_check(name, ask, http) for name, ask in _QUESTIONS]
     good = all(check.ok for check in checks)
     if as_json:

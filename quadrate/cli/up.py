@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import quadrate
-from quadrate.cli import assemble, banner, logfile, preflight, progress, pull
+from quadrate.cli import assemble, banner, certs, logfile, preflight, progress, pull
 from quadrate.cli.plan import Folder
 from quadrate.config.models import HubSource
 from quadrate.errors import ConfigError
@@ -18,6 +18,8 @@ from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from quadrate.cli.assemble import Mesh, Options
+
+_ANY = {"0.0.0.0", "::"}  # noqa: S104 - compared, not listened on
 
 
 def prepare(options: Options) -> Folder:
@@ -38,6 +40,8 @@ def prepare(options: Options) -> Folder:
     planned = assemble.plan(mesh, folder)
     _fetch_models(mesh)
     folder.create()
+    if options.tls:
+        certs.make(folder.certificates, [] if options.host in _ANY else [options.host], days=certs.DAYS)
     assemble.write(mesh, folder)
     folder.banner.write_text(banner.text(mesh, planned, folder))
     folder.write_plan(planned)

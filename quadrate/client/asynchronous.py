@@ -15,6 +15,7 @@ from quadrate.client.progress import length, progress_bar
 from quadrate.client.retries import Retries
 from quadrate.client.source import Source
 from quadrate.client.target import Target
+from quadrate.config.tls import ClientTls, KeyPair
 from quadrate.errors import InvalidArgument, QuadrateError
 from quadrate.v1 import embed_pb2_grpc, model_pb2, model_pb2_grpc, rerank_pb2_grpc
 
@@ -43,6 +44,7 @@ class AsyncClient:
         texts_per_request: A longer list is split into requests of so many texts.
         requests_in_flight: So many of them are sent at once.
         certificates: A PEM file with the authorities to trust for TLS. None trusts those that grpc brings along.
+        identity: PEM files of a certificate and its key, to show where the mesh asks its callers for one (mTLS).
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class AsyncClient:
         texts_per_request: int = 64,
         requests_in_flight: int = 8,
         certificates: Path | None = None,
+        identity: tuple[Path, Path] | None = None,
     ) -> None:
         for name, value in (("texts_per_request", texts_per_request), ("requests_in_flight", requests_in_flight)):
             if value < 1:
                 raise InvalidArgument(f"{name} is {value}; it must be 1 or more.", param=name)
-        self._connection = Connection(Target.parse(target), api_key=api_key, certificates=certificates, retries=retries or Retries())
+        tls = ClientTls(certificates, None if identity is None else KeyPair(*identity))
+        self._connection = Connection(Target.parse(target), api_key=api_key, tls=tls, retries=retries or Retries())
         self._timeout_seconds = timeout_seconds
         self._texts_per_request = texts_per_request
         self._requests_in_flight = requests_in_flight

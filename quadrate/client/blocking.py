@@ -56,6 +56,7 @@ class Settings(TypedDict, total=False):
     texts_per_request: int
     requests_in_flight: int
     certificates: Path | None
+    identity: tuple[Path, Path] | None
 
 
 class Client:

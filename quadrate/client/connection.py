@@ -16,10 +16,10 @@ from quadrate.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from quadrate.client.retries import Retries
     from quadrate.client.target import Target
+    from quadrate.config.tls import ClientTls
     from quadrate.errors import QuadrateError
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -67,9 +67,9 @@ class Deadline:
 class Connection:
     """A channel to one target, opened at the first call. Belongs to the event loop that makes that call."""
 
-    def __init__(self, target: Target, *, api_key: str | None, certificates: Path | None, retries: Retries) -> None:
+    def __init__(self, target: Target, *, api_key: str | None, tls: ClientTls, retries: Retries) -> None:
         self._target = target
-        self._certificates = certificates
+        self._tls = tls
         self._channel: grpc.aio.Channel | None = None
         self._random = random.Random()  # noqa: S311 - jitter
         self.retries = retries
@@ -85,8 +85,7 @@ class Connection:
     def _open(self) -> grpc.aio.Channel:
         if not self._target.tls:
             return grpc.aio.insecure_channel(self._target.address, options=_OPTIONS)
-        roots = self._certificates.read_bytes() if self._certificates else None
-        return grpc.aio.secure_channel(self._target.address, grpc.ssl_channel_credentials(roots), options=_OPTIONS)
+        return grpc.aio.secure_channel(self._target.address, self._tls.credentials(), options=_OPTIONS)
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled. It opens again at the next call."""
