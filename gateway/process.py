@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.auth.authenticator import Authenticator
+from gateway.canary import Canaries
 from gateway.dispatch import Dispatch
 from gateway.doors import description
 from gateway.doors.cohere import CohereService
@@ -52,6 +53,7 @@ class Gateway:
         health = Health()
         self.readiness = Readiness(self.routes, health, telemetry.metrics)
         self.readiness.explain("configuration", self.reload.report)
+        self._canaries = Canaries(self.routes, telemetry, interval_seconds=settings.canary_interval_seconds)
         self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
         self.server = Server(
             telemetry=telemetry,
@@ -93,6 +95,7 @@ class Gateway:
         self._mesh.http_port = self.server.http_port
         await self.routes.__aenter__()
         await self.reload.__aenter__()
+        await self._canaries.__aenter__()
         return self
 
     async def _use(self, configuration: Configuration) -> None:
@@ -105,6 +108,7 @@ class Gateway:
         await self.routes.apply(configuration.routing, then=switch)
 
     async def __aexit__(self, *_: object) -> None:
+        await self._canaries.__aexit__()
         await self.reload.__aexit__()
         await self.server.stop()
         await self.routes.__aexit__()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gateway.upstreams.pool import Pool
+    from gateway.upstreams.replica import Replica
     from gateway.upstreams.routes import Routes
     from quadrate.health import Health
     from quadrate.telemetry import Metrics
@@ -27,8 +28,8 @@ SERVICES = {
 class Readiness:
     """Follows the routes and states what is so.
 
-    *ok*: every upstream of every enabled model serves. *degraded*: some do not, and a model can be served. *unavailable*: no enabled
-    model can be served.
+    *ok*: every upstream of every enabled model serves, and nothing speaks against it. *degraded*: some do not, and a model can be served.
+    *unavailable*: no enabled model can be served. A model whose every upstream is in doubt (`gateway.canary`) cannot.
     """
 
     def __init__(self, routes: Routes, health: Health, metrics: Metrics) -> None:
@@ -53,9 +54,9 @@ class Readiness:
     @property
     def status(self) -> str:
         """The state in one word."""
-        if not any(pool.serving for pool in self._pools):
+        if not any(map(_serves, self._pools)):
             return "unavailable"
-        whole = all(replica.facts is not None for pool in self._pools for replica in pool.replicas)
+        whole = all(replica.facts is not None and not replica.trouble for pool in self._pools for replica in pool.replicas)
         return "ok" if whole else "degraded"
 
     def report(self) -> tuple[bool, dict[str, Any]]:
@@ -77,11 +78,22 @@ class Readiness:
             self._health.forget(name)
         self._names = names
         for pool in self._pools:
-            self._health.set(f"model/{pool.alias}", serving=pool.serving, reason="no upstream serves it")
+            self._health.set(f"model/{pool.alias}", serving=_serves(pool), reason="no upstream serves it")
         for service, tasks in SERVICES.items():
-            serving = any(pool.serving for pool in self._pools if pool.task in tasks)
+            serving = any(_serves(pool) for pool in self._pools if pool.task in tasks)
             self._health.set(service, serving=serving, reason="no model for it is served")
         self._health.set("", serving=status != "unavailable", reason="no enabled model can be served")
+
+
+def _serves(pool: Pool) -> bool:
+    return any(replica.facts is not None and not replica.doubt for replica in pool.replicas)
+
+
+def _status(replica: Replica) -> str:
+    """A replica that is put aside for a while, or has just fallen silent, is asked if nobody else is there: *degraded*."""
+    if replica.facts is None or replica.doubt:
+        return "unavailable"
+    return "degraded" if replica.trouble else "ok"
 
 
 def _lines(pools: Sequence[Pool]) -> list[Mapping[str, str]]:
@@ -89,8 +101,8 @@ def _lines(pools: Sequence[Pool]) -> list[Mapping[str, str]]:
         {
             "name": f"{pool.alias}@{replica.peer.target}",
             "type": replica.upstream.type,
-            "status": "ok" if replica.facts is not None else "unavailable",
-            "reason": replica.reason,
+            "status": _status(replica),
+            "reason": replica.reason or replica.trouble,
         }
         for pool in pools
         for replica in pool.replicas

@@ -40,6 +40,8 @@ class Standing(NamedTuple):
     weight: float = 1.0
 
 
+CANARY = Standing(tenant="quadrate.canary")
+"""How the requests stand by which a gateway finds out whether a model answers."""
 NOBODY = Standing()
 """How requests stand that say nothing of it."""
 

@@ -46,6 +46,11 @@ class Record:
     reason: str = ""
     """Why it is put aside; empty if it is not."""
 
+    @property
+    def usual_seconds(self) -> float:
+        """How long a call took lately, on average; 0 if there was none."""
+        return self.seconds / self.calls if self.calls else 0.0
+
     def answered(self, seconds: float, tokens_ahead: int) -> None:
         """Note an answer, good or not: it did what it was asked."""
         self.calls += 1

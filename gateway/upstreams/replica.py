@@ -92,6 +92,10 @@ class Replica:
         """What it had no room for lately."""
         self.record = Record()
         """How it has done lately."""
+        self.answered_at = time.monotonic()
+        """When it last gave an answer, or began to serve."""
+        self.doubt = ""
+        """Why it is not believed to answer, although its worker says that it serves; empty if it is."""
         self._is_healthy = False
         self._under_way: set[asyncio.Task[Any]] = set()
         self._let_go: dict[asyncio.Task[Any], int] = {}
@@ -105,7 +109,7 @@ class Replica:
         """Why others are asked rather than this one, although it serves; empty if nothing is wrong."""
         if self.peer.pulse.is_suspect:
             return f"it has not answered for {self.peer.pulse.silent_seconds:.1f} s"
-        return self.record.reason
+        return self.doubt or self.record.reason
 
     @property
     def load(self) -> float:
@@ -115,6 +119,16 @@ class Replica:
     def changed(self) -> None:
         """Tell that it serves otherwise than before."""
         self._changed(self)
+
+    def doubted(self, reason: str) -> None:
+        """Take note of why it is not believed to answer; empty if it is. Its next answer ends the doubt."""
+        if self.doubt == reason:
+            return
+        self.doubt = reason
+        log.warn(
+            "upstream is in doubt" if reason else "upstream answers again", model=self.route.model, upstream=self.peer.target, reason=reason
+        )
+        self.changed()
 
     def let_go(self) -> None:
         """End what was asked here and is not answered, so that it may be asked elsewhere."""
@@ -177,6 +191,9 @@ class Replica:
             raise self._failure(exc, errand, call, task) from exc
         else:
             self.record.answered(time.perf_counter() - started, ahead)
+            self.answered_at = time.monotonic()
+            if self.doubt:
+                self.doubted("")
             return answer
         finally:
             self._under_way.discard(task)
@@ -287,6 +304,7 @@ class Replica:
         self.facts = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
         self.reason = ""
         self.record.forget()
+        self.answered_at, self.doubt = time.monotonic(), ""
         log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
         self._changed(self)
         return True

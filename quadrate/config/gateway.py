@@ -66,6 +66,8 @@ class GatewaySettings(BaseSettings):
     routing_reload_interval_seconds: float = pydantic.Field(default=5.0, ge=0)
     """How often the files of routes, keys and limits are looked at: an edit takes effect without a restart. 0: only on SIGHUP, which
     always works."""
+    canary_interval_seconds: float = pydantic.Field(default=5.0, ge=0)
+    """A model that has given no answer for so long is asked for one, so that health says what is. 0: never."""
     request_timeout_seconds: float = pydantic.Field(default=30.0, gt=0)
     """The time a request has whose caller sets no deadline."""
     safe_request_token_limit: int = pydantic.Field(default=524_288, gt=0)

@@ -18,6 +18,7 @@ from google.protobuf import message_factory
 from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError
 from quadrate.server import status
 from quadrate.server.call import Call, request_id, standing_of
+from quadrate.standing import CANARY
 from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
 
@@ -117,7 +118,8 @@ class Handlers:
         seconds = (time.time_ns() - call.trace.started_ns) / 1e9
         self._count(call, outcome, seconds, received_bytes, sent_bytes, error)
         call.trace.end(call.method, outcome, _attributes(call))
-        log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
+        if error is not None or call.standing.tenant != CANARY.tenant:
+            log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
         self._in_flight -= 1
         if not self._in_flight:
             self.idle.set()

@@ -163,6 +163,13 @@ _ROUTER = (
         component="router",
     ),
     Instrument(
+        "router_canaries_total",
+        "counter",
+        "Requests of the gateway's own to models that had not answered for a while: answered, failed, refused for want of room.",
+        ("upstream", "model", "outcome"),
+        component="router",
+    ),
+    Instrument(
         "router_config_reloads_total",
         "counter",
         "How often edited files took effect (`applied`) or were refused (`refused`).",

@@ -116,6 +116,7 @@ def open_door(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMa
             (tmp_path / f"{name}.yaml").write_text(text)
         telemetry = Telemetry.silent("router")
         paths = {f"{name}_path": tmp_path / f"{name}.yaml" for name in ("routing", "auth", "rate_limits")}
+        settings.setdefault("canary_interval_seconds", 0)  # tests count what workers are asked
         given = GatewaySettings(host="127.0.0.1", port=0, http_port=0, **paths, **settings)
         async with Gateway(given, telemetry) as gateway, grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
             yield Door(gateway, telemetry, channel)
