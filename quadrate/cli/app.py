@@ -58,9 +58,6 @@ Model = Annotated[
 Port = Annotated[int, typer.Option("--port", help="The mesh's port: REST, gRPC and gRPC-Web.", min=1, max=65535)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Url = Annotated[str, typer.Option("--url", help="Address of the mesh, a gateway or a worker.")]
-Key = Annotated[
-    str | None, typer.Option("--key", envvar="QUADRATE_API_KEY", help="API key, where the mesh asks for one.", show_default=False)
-]
 Ca = Annotated[
     Path | None,
     typer.Option("--ca", envvar="QUADRATE_CA", metavar="FILE", help="Authorities in PEM to trust for TLS.", show_default=False),
@@ -86,6 +83,28 @@ LookedAt = Annotated[
     typer.Option("--worker", metavar="HOST:PORT", help="Ask this worker, by its own gRPC port. May be repeated. Default: ask none."),
 ]
 AllAliases = Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Models of models.yaml. Default: all.")]
+
+
+def _read_key(file: str | None) -> str | None:
+    """Return the API key of a file or, without one, of the environment. None on the command line: process lists show that."""
+    if file is None:
+        return os.environ.get("QUADRATE_API_KEY")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise typer.BadParameter(f"{file}: cannot be read: {exc.strerror}") from exc
+
+
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        callback=_read_key,
+        help="File with the API key, where the mesh asks for one. Default: the variable QUADRATE_API_KEY is the key.",
+        show_default=False,
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
