@@ -9,8 +9,11 @@ from gateway.overload.priority import asked_priority
 from quadrate.standing import Priority, Standing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from gateway.auth.authenticator import Authenticator
     from gateway.auth.principal import Principal
+    from gateway.overload.room import Room
     from quadrate.server import Call
 
 
@@ -20,10 +23,16 @@ class Admission:
     Args:
         authenticator: Tells callers apart.
         request_timeout_seconds: The time of a call whose caller sets no deadline.
+        room: What the gateway has room for.
+        weight_of: What weight a caller of a name has beside others.
     """
 
-    def __init__(self, authenticator: Authenticator, *, request_timeout_seconds: float) -> None:
+    def __init__(
+        self, authenticator: Authenticator, *, request_timeout_seconds: float, room: Room, weight_of: Callable[[str], float]
+    ) -> None:
         self._authenticator = authenticator
+        self._room = room
+        self._weight_of = weight_of
         self._request_timeout_seconds = request_timeout_seconds
 
     @property
@@ -36,9 +45,9 @@ class Admission:
         self._authenticator = authenticator
 
     async def admit(self, call: Call) -> Principal:
-        """Return who is calling and see to it that the call has a deadline.
+        """Return who is calling and see to it that the call has a deadline and a place in the room.
 
-        Raises Unauthenticated, PermissionDenied, InvalidArgument; Unavailable where a token's issuer cannot be reached.
+        Raises Unauthenticated, PermissionDenied, InvalidArgument, Overloaded; Unavailable where a token's issuer cannot be reached.
         """
         principal = await self._enter(call, Priority.INTERACTIVE)
         self._set_deadline(call)
@@ -51,17 +60,27 @@ class Admission:
         """
         return await self._enter(call, Priority.BULK)
 
+    async def check(self, metadata: Mapping[str, str]) -> None:
+        """Raise what `admit` would of a caller, for what is no call of ours, such as reflection."""
+        await self._authenticator.authenticate(metadata)
+
     async def admit_item(self, item: Call) -> Principal:
-        """As `admit`, for one item of a stream: a key that expires or is revoked while the stream is open opens nothing more."""
+        """As `admit`, for one item of a stream: a key that expires or is revoked while the stream is open opens nothing more.
+
+        An item waits for its place, and the stream with it.
+        """
         principal = await self._authenticator.authenticate(item.metadata)
+        item.place = await self._room.wait(item.standing, item.size_bytes)
         self._set_deadline(item)
         return principal
 
-    async def _enter(self, call: Call, priority: Priority) -> Principal:
+    async def _enter(self, call: Call, usual: Priority) -> Principal:
         with call.trace.stage("auth"):
             principal = await self._authenticator.authenticate(call.metadata)
         call.log["principal"] = principal.name
-        call.standing = Standing(principal.name, asked_priority(call.metadata, priority))
+        priority = asked_priority(call.metadata, usual)
+        call.standing = Standing(principal.name, priority, self._weight_of(principal.name))
+        call.place = self._room.enter(call.standing, call.size_bytes)
         return principal
 
     def _set_deadline(self, call: Call) -> None:

@@ -5,21 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway.auth.principal import Principal
+    from gateway.quotas.quotas import Quotas
     from gateway.upstreams.errand import Errand
     from gateway.upstreams.pool import Pool
     from quadrate.server import Call
-    from quadrate.telemetry import Metrics
 
 
 class Dispatch:
     """Sends errands to workers."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, quotas: Quotas) -> None:
+        self._quotas = quotas
+
+    def admit(self, pool: Pool, principal: Principal, least_tokens: int, call: Call) -> None:
+        """Refuse a request whose caller's limits are known to be used up, before work goes into it. Raises QuotaExceeded."""
+        self._quotas.admit(principal.name, pool.alias, least_tokens, call)
+
+    async def charge(self, pool: Pool, errand: Errand, call: Call) -> None:
+        """Charge a request that no worker needs to see, since its answer is known. Raises QuotaExceeded; then nothing was charged."""
+        call.log["tokens"] = errand.tokens
+        charge = await self._quotas.charge(errand.principal.name, pool.alias, errand.tokens, call)
+        call.headers.extend(charge.headers())
 
     async def send(self, pool: Pool, errand: Errand, call: Call) -> Any:
         """Return a worker's answer. Raises QuadrateError; then nothing was charged."""
         call.log["tokens"] = errand.tokens
+        pool.check_room(errand, call)
+        with call.trace.stage("quota"):
+            charge = await self._quotas.charge(errand.principal.name, pool.alias, errand.tokens, call)
         answer = await pool.send(errand, call)
-        self._metrics.counter("router_tokens_total", pool.alias, errand.principal.name).inc(errand.tokens)
+        call.headers.extend(charge.headers())
         return answer

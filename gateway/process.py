@@ -17,13 +17,14 @@ from gateway.doors.openai import OpenAiService
 from gateway.embedding import Embedding
 from gateway.mesh_metrics import MeshMetrics
 from gateway.models import Models
+from gateway.overload.room import Room
+from gateway.quotas.quotas import Quotas
 from gateway.readiness import Readiness
 from gateway.redis import SharedRedis
 from gateway.reload import Configuration, Reload
 from gateway.reranking import Reranking, RerankLimits
 from gateway.upstreams.routes import Routes
 from quadrate.config.gateway import not_yet_used
-from quadrate.config.rate_limits import load_rate_limits
 from quadrate.health import Health
 from quadrate.server import Server
 from quadrate.telemetry import log
@@ -45,20 +46,33 @@ class Gateway:
         self._metrics = telemetry.metrics
         configuration = Configuration.load(settings)
         self.routes = Routes(configuration.routing, telemetry.metrics)
+        self.redis = _redis(settings, telemetry)
+        self.quotas = Quotas(
+            configuration.limits,
+            configuration.auth,
+            redis=self.redis,
+            metrics=telemetry.metrics,
+            gateways=settings.gateways,
+            gateways_at_least=len(settings.metrics_peers) or 1,
+        )
         self._admission = Admission(
-            Authenticator(configuration.auth, telemetry.metrics), request_timeout_seconds=settings.request_timeout_seconds
+            Authenticator(configuration.auth, telemetry.metrics),
+            request_timeout_seconds=settings.request_timeout_seconds,
+            room=Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20),
+            weight_of=self.quotas.weight,
         )
         self.reload = Reload(settings, configuration, self._use, telemetry.metrics)
-        self.redis = _redis(settings, telemetry)
         health = Health()
         self.readiness = Readiness(self.routes, health, telemetry.metrics)
         self.readiness.explain("configuration", self.reload.report)
+        if self.redis is not None:
+            self.readiness.explain("redis", self.redis.report)
         self._canaries = Canaries(self.routes, telemetry, interval_seconds=settings.canary_interval_seconds)
         self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
         self.server = Server(
             telemetry=telemetry,
             health=health,
-            services=self._services(self._admission, telemetry),
+            services=self._services(self._admission),
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
@@ -67,10 +81,10 @@ class Gateway:
             reflection_on=settings.reflection,
             tls=settings.tls,
         )
-        _tell_what_is_not_enforced(settings)
+        _tell_what_is_not_used()
 
-    def _services(self, admission: Admission, telemetry: Telemetry) -> list[Service]:
-        settings, dispatch = self.settings, Dispatch(telemetry.metrics)
+    def _services(self, admission: Admission) -> list[Service]:
+        settings, dispatch = self.settings, Dispatch(self.quotas)
         embedding = Embedding(self.routes, dispatch, max_request_tokens=settings.safe_request_token_limit)
         limits = RerankLimits(
             documents=settings.max_documents,
@@ -91,6 +105,7 @@ class Gateway:
     async def __aenter__(self) -> Self:
         if self.redis is not None:
             await self.redis.__aenter__()
+        await self.quotas.__aenter__()
         await self.server.start()
         self._mesh.http_port = self.server.http_port
         await self.routes.__aenter__()
@@ -104,6 +119,7 @@ class Gateway:
 
         def switch() -> None:
             self._admission.use(authenticator)
+            self.quotas.use(configuration.limits, configuration.auth)
 
         await self.routes.apply(configuration.routing, then=switch)
 
@@ -112,6 +128,7 @@ class Gateway:
         await self.reload.__aexit__()
         await self.server.stop()
         await self.routes.__aexit__()
+        await self.quotas.__aexit__()
         if self.redis is not None:
             await self.redis.__aexit__()
 
@@ -122,9 +139,6 @@ def _redis(settings: GatewaySettings, telemetry: Telemetry) -> SharedRedis | Non
     return SharedRedis(settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds, metrics=telemetry.metrics)
 
 
-def _tell_what_is_not_enforced(settings: GatewaySettings) -> None:
-    limits = load_rate_limits(settings.rate_limits_path)
-    written = sorted(limits.model_dump(exclude_none=True, exclude_defaults=True))
-    log.warn("rate limits were read and are not enforced by this version", file=str(settings.rate_limits_path), limits=written)
+def _tell_what_is_not_used() -> None:
     for name in not_yet_used():
         log.warn("a variable is set that this version does not use", variable=name)

@@ -76,6 +76,10 @@ class SharedRedis:
         """Why the store is away: the kind of the failure and its text, which hold no secret."""
         metrics.gauge("router_redis_up").set_function(lambda: float(self.available))
 
+    def report(self) -> dict[str, str]:
+        """Return what readiness says of it."""
+        return {"status": "ok" if self.available else "away", "reason": self.reason}
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the store goes or comes back; `available` says which."""
         self._listeners.append(listener)

@@ -3,5 +3,6 @@
 Mechanisms alone, which know no wire, no route and no worker.
 
 priority   what callers ask for
+room       what the gateway itself has in hand, and each caller's part of it
 refusals   what a worker has no room for, so that it is not asked again too soon
 """

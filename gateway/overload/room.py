@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PARTS = {Priority.INTERACTIVE: 4.0, Priority.BULK: 1.0}
 """How many times what is free a caller of weight 1 may hold: four fifths of all if it is alone, with bulk half."""
+ALWAYS_REQUESTS = 2
+"""So many a caller may hold while anything is free, whatever its weight: a stream, and an item of it."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 10.0
 _FORGET = 0.95
 """Weight of earlier calls in how long they usually stay, at each new one."""
@@ -88,7 +90,8 @@ class Room:
         if held is None:
             return True
         part = PARTS[standing.priority] * standing.weight
-        return held.requests < part * self.free_requests and held.size_bytes + size_bytes <= part * self.free_bytes
+        has_bytes = not held.size_bytes or held.size_bytes + size_bytes <= part * self.free_bytes
+        return has_bytes and held.requests < max(ALWAYS_REQUESTS, part * self.free_requests)
 
     def _take(self, standing: Standing, size_bytes: int) -> Place:
         self.free_requests -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import pydantic
@@ -50,19 +50,32 @@ class GatewaySettings(BaseSettings):
     """The certificate that the gateway shows to upstreams of `grpcs://` and `https://` that ask for one, in PEM."""
     upstream_key_path: Path | None = None
     """Its private key in PEM, without a password."""
-    reflection: bool = True
-    """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
+    reflection: Literal["keyed", "open", "off"] = "keyed"
+    """Who may ask by gRPC reflection, as grpcurl does, which services there are: `keyed` whoever may call (with a key, unless anonymous
+    callers are served), `open` everybody, `off` nobody. `true` and `false` are older words for open and off."""
     routing_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "routing.yaml")
     """The file of routes. Unset: `routing.yaml` of the `configs` that come with the code, and so on for the next two."""
     auth_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "auth.yaml")
     """The file of API keys."""
     rate_limits_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "rate_limits.yaml")
-    """The file of limits. This version reads and checks it, and does not enforce it."""
+    """The file of limits."""
     redis_url: pydantic.SecretStr | None = None
     """Redis or Valkey that several gateways share their quotas by: `redis://HOST:6379/0`, `rediss://` for TLS, `unix://`. A password may
     stand in it. Unset: each gateway counts alone."""
     redis_timeout_seconds: float = pydantic.Field(default=0.2, gt=0)
     """How long one call to Redis may take before it counts as away."""
+    gateways: int | None = pydantic.Field(default=None, gt=0)
+    """How many gateways share the limits: while Redis is away, each goes on with so large a part of them. Unset: as many as Redis last
+    knew of, and at least those of ROUTER_METRICS_PEERS."""
+    cache_max_bytes: int = pydantic.Field(default=32 * 2**20, ge=0)
+    """What answers that are kept for repeated texts may take in this process. 0 switches the cache off."""
+    cache_scope: Literal["mesh", "key"] = "mesh"
+    """Who shares answers: `mesh` all callers, `key` each API key has its own, so that nobody can tell by the time of an answer what
+    another one asked."""
+    cache_redis: bool = False
+    """Whether gateways share answers through ROUTER_REDIS_URL, besides what each keeps."""
+    cache_live_seconds: int = pydantic.Field(default=3600, gt=0)
+    """How long Redis keeps an answer."""
     routing_reload_interval_seconds: float = pydantic.Field(default=5.0, ge=0)
     """How often the files of routes, keys and limits are looked at: an edit takes effect without a restart. 0: only on SIGHUP, which
     always works."""
@@ -79,6 +92,11 @@ class GatewaySettings(BaseSettings):
     max_document_characters: int = pydantic.Field(default=4096, gt=0, validation_alias="RERANK_MAX_DOCUMENT_LENGTH")
     """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
     unless truncation was asked for. Set it alike for gateway and rerank worker."""
+    max_requests_in_flight: int = pydantic.Field(default=4096, gt=0)
+    """The most requests at a time, items of streams counted one by one. A caller alone may have four fifths of them under way, and the less
+    is free the fewer; more are refused as overloaded, those of streams wait."""
+    max_mib_in_flight: int = pydantic.Field(default=256, ge=16)
+    """The most MiB of requests at a time, as they came, shared by the same rule. In memory they take several times as much."""
     allow_disabled_models: bool = False
     """Whether the list of models names disabled ones, too. They cannot be called either way."""
     metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()
@@ -108,6 +126,11 @@ class GatewaySettings(BaseSettings):
     def upstream_tls(self) -> ClientTls:
         """How upstreams whose URL asks for TLS are called."""
         return ClientTls(self.upstream_ca_path, KeyPair.of(self.upstream_cert_path, self.upstream_key_path, names="ROUTER_UPSTREAM"))
+
+    @pydantic.field_validator("reflection", mode="before")
+    @classmethod
+    def _older_words(cls, value: Any) -> Any:
+        return {"true": "open", "false": "off"}.get(str(value).lower(), value)
 
     @pydantic.field_validator("metrics_peers", mode="before")
     @classmethod

@@ -38,6 +38,13 @@ class Desk(Protocol):
         """Count a call that is over; return what a failed one tells its caller."""
 
 
+class Held(Protocol):
+    """Something that a call holds until it is over."""
+
+    def close(self, *, failed: bool) -> None:
+        """End it: the call was answered, or it was not."""
+
+
 @dataclass(slots=True)
 class Call:
     """A call being served.
@@ -52,6 +59,9 @@ class Call:
             `tokens` and whatever else explains the call. Never a text of a user, never a key.
         headers: Headers of the answer besides `x-request-id`, which every answer has.
         desk: Where calls begin and end; for methods that carry many calls on one stream.
+        charge: What the caller was charged; given back if the call fails.
+        place: Its place in the process's room, which is given back when the call is over.
+        size_bytes: How large the request was that came; 0 for a stream.
         standing: On whose behalf, and what it goes before: workers read it from headers, a gateway puts here what it knows of its caller.
     """
 
@@ -64,6 +74,9 @@ class Call:
     headers: list[tuple[str, str]] = field(default_factory=list)
     desk: Desk | None = None
     standing: Standing = NOBODY
+    charge: Held | None = None
+    place: Held | None = None
+    size_bytes: int = 0
     ids: Mapping[str, str] = field(init=False)
     """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
 

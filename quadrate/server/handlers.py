@@ -68,7 +68,8 @@ class Handlers:
     def _unary(self, name: str, handler: Callable[..., Any]) -> Any:
         async def serve(sized: tuple[Any, int], context: Any) -> bytes:
             call = self._begin(name, context)
-            request, size = sized
+            request, call.size_bytes = sized
+            size = call.size_bytes
             try:
                 _check(request, call)
                 answer = await handler(request, call)
@@ -114,6 +115,10 @@ class Handlers:
     def end(self, call: Call, received_bytes: int, sent_bytes: int, exc: BaseException | None = None) -> QuadrateError | None:
         """Count, trace and log a call that is over; return what a failed one tells its caller."""
         error = None if exc is None else _as_error(exc, call)
+        if call.charge is not None:
+            call.charge.close(failed=exc is not None)
+        if call.place is not None:
+            call.place.close(failed=exc is not None)
         outcome = "OK" if error is None else error.status.name
         seconds = (time.time_ns() - call.trace.started_ns) / 1e9
         self._count(call, outcome, seconds, received_bytes, sent_bytes, error)

@@ -30,6 +30,8 @@ IN_FLIGHT = 64
 """Requests of one stream in hand: enough to fill the batches of every runner several times over."""
 LARGE_IN_FLIGHT = 8
 """Of them, those whose answers may be as large as a message can be: multi-vectors. At most half a gigabyte of one stream, then."""
+MAX_HELD_BYTES = 2 * 1024 * 1024
+"""Reading pauses while requests of one stream in hand have more bytes than this; a single one may be as large as a message can be."""
 MAX_ID_BYTES = 256
 _RESPONSE = 2
 """The number of EmbedStreamResponse.response."""
@@ -63,6 +65,9 @@ class _Stream:
         self.at_work: set[asyncio.Task[None]] = set()
         self.items = self.failed = self.inputs = self.tokens = 0
         self._large_permits = asyncio.Semaphore(LARGE_IN_FLIGHT)
+        self._held_bytes = 0
+        self._eased = asyncio.Event()
+        self._eased.set()
         self._embed = embed
         self._call = call
 
@@ -80,9 +85,12 @@ class _Stream:
                 is_large = MULTI_VECTOR in request.request.outputs
                 if is_large:
                     await self._large_permits.acquire()
-                task = asyncio.create_task(self._answer(request, is_large=is_large))
+                size_bytes = request.ByteSize()
+                self._hold(size_bytes)
+                task = asyncio.create_task(self._answer(request, size_bytes, is_large=is_large))
                 self.at_work.add(task)
                 task.add_done_callback(self.at_work.discard)
+                await self._eased.wait()
                 await self.permits.acquire()
             while self.at_work:
                 await asyncio.wait(self.at_work)
@@ -91,16 +99,31 @@ class _Stream:
         else:
             self.done.put_nowait(None)
 
-    async def _answer(self, request: embed_pb2.EmbedStreamRequest, *, is_large: bool) -> None:
-        call = replace(self._call, log={}, headers=[])
+    def _hold(self, size_bytes: int) -> None:
+        """Count bytes of requests that came in hand, or less than none of those that leave."""
+        self._held_bytes += size_bytes
+        if self._held_bytes < MAX_HELD_BYTES:
+            self._eased.set()
+        else:
+            self._eased.clear()
+
+    async def _answer(self, request: embed_pb2.EmbedStreamRequest, size_bytes: int, *, is_large: bool) -> None:
+        call = replace(self._call, log={}, headers=[], charge=None, place=None, size_bytes=size_bytes)
         head = embed_pb2.EmbedStreamResponse(id=request.id).SerializeToString()
+        is_answered = False
         try:
             _check_id(request.id)
             found = await self._embed(request.request, call)
             answer = head + delimited(_RESPONSE, found if isinstance(found, bytes) else found.SerializeToString())
+            is_answered = True
         except Exception as error:  # noqa: BLE001 - one item must never end the stream
             self.failed += 1
             answer = head + embed_pb2.EmbedStreamResponse(error=status.told(_ours(error, call))).SerializeToString()
+        finally:
+            for held in (call.charge, call.place):
+                if held is not None:
+                    held.close(failed=not is_answered)
+            self._hold(-size_bytes)
         self.items += 1
         self._count(call)
         self.done.put_nowait((answer, is_large))

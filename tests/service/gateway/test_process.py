@@ -63,7 +63,7 @@ async def answer(url: str) -> tuple[int, Any]:
 
 
 async def test_it_starts_without_workers_and_says_what_it_does_not_do(process: Any, environment: dict[str, str]) -> None:
-    """Alive and not ready; limits are read and not enforced; an unused variable is named; SIGTERM ends it within seconds, with status 0."""
+    """Alive and not ready; an unused variable is named; SIGTERM ends it within seconds, with status 0."""
     base = f"http://127.0.0.1:{environment['ROUTER_HTTP_PORT']}"
     assert await answer(f"{base}/health/live") == (200, {"status": "ok"})
     status, report = await answer(f"{base}/health/ready")
@@ -77,7 +77,6 @@ async def test_it_starts_without_workers_and_says_what_it_does_not_do(process: A
     written, _ = await asyncio.to_thread(process.communicate, timeout=10)
     assert process.returncode == 0
     said = {line["message"]: line["metadata"] for line in lines(written)}
-    assert said["rate limits were read and are not enforced by this version"]["limits"] == ["anonymous", "default"]
     assert said["a variable is set that this version does not use"] == {"variable": "ROUTER_TOKENIZER_NAME"}
     assert "production-key-1" not in written
 
