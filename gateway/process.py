@@ -78,7 +78,8 @@ class Gateway:
             http_port=settings.http_port,
             http_routes=[web.get("/metrics/mesh", self._mesh.handle), web.get("/openapi.json", description.serve)],
             readiness=self.readiness.report,
-            reflection_on=settings.reflection,
+            reflection_on=settings.reflection != "off",
+            reflection_guard=self._admission.check if settings.reflection == "keyed" else None,
             tls=settings.tls,
         )
         _tell_what_is_not_used()

@@ -113,7 +113,7 @@ class ApiKey(Period):
             raise ValueError(f"the name {self.name!r} is one that others have: anonymous, jwt:… and key-xxxxxxxx are taken")
         if not self.name.isprintable() or self.name != self.name.strip():
             raise ValueError("the name begins or ends with a blank, or holds a character that cannot be printed")
-        if digest(self.name) in {secret.digest for secret in self.all_secrets}:
+        if digest(self.name) in self.digests:
             raise ValueError("the name is the key itself, and names stand in logs and metrics; choose another")
 
     @property
@@ -125,6 +125,11 @@ class ApiKey(Period):
     def digest(self) -> str:
         """The SHA-256 of its first secret."""
         return self.all_secrets[0].digest
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The SHA-256 of each of its secrets."""
+        return tuple(secret.digest for secret in self.all_secrets)
 
     @property
     def principal(self) -> str:
@@ -145,7 +150,7 @@ class AuthFile(Schema):
 
     @pydantic.model_validator(mode="after")
     def _check_unique(self) -> Self:
-        digests = [secret.digest for key in self.api_keys for secret in key.all_secrets]
+        digests = [digest for key in self.api_keys for digest in key.digests]
         if len(set(digests)) != len(digests):
             raise ValueError("api_keys: the same key stands there twice")
         return self

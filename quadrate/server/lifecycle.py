@@ -11,9 +11,9 @@ import grpc
 import grpc.aio
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from quadrate.errors import ConfigError
+from quadrate.server import reflection
 from quadrate.server.certificates import RenewedCertificates
 from quadrate.server.handlers import Handlers
 from quadrate.server.http import application
@@ -71,6 +71,7 @@ class Server:
         readiness: Whether something can be served, and the JSON for GET /health/ready.
         http_routes: More HTTP routes.
         reflection_on: Whether clients may list and describe the services.
+        reflection_guard: Who may: it is given a call's headers, and raises QuadrateError for those who may not. None: everybody.
         drain_seconds: How long calls in flight may go on after a signal to stop.
         tls: How the gRPC port speaks TLS. None: it does not. The HTTP port never does.
     """
@@ -87,6 +88,7 @@ class Server:
         http_routes: Iterable[web.AbstractRouteDef] = (),
         host: str = "0.0.0.0",  # noqa: S104 - containers; `quadrate up` says 127.0.0.1
         reflection_on: bool = True,
+        reflection_guard: reflection.Guard | None = None,
         drain_seconds: float = 10.0,
         tls: ServerTls | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class Server:
         self._health = health
         self._services = services
         self._reflection_on = reflection_on
+        self._reflection_guard = reflection_guard
         self._drain_seconds = drain_seconds
         self._tls = tls
         self._handlers = Handlers(telemetry)
@@ -112,7 +115,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         if self._reflection_on:
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
+            reflection.serve(server, (*names, health_name), self._reflection_guard)
         self.port = _bind(server, self._host, self.port, self._credentials())
         self._grpc = server
         await server.start()

@@ -1,0 +1,51 @@
+"""gRPC reflection, which tools such as grpcurl list and describe services by: for everybody, or for those who are let in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from quadrate.errors import QuadrateError
+from quadrate.server import status
+from quadrate.server.call import request_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    import grpc.aio
+
+SERVICE_NAME = reflection.SERVICE_NAME
+_METHOD = f"{SERVICE_NAME}/ServerReflectionInfo"
+
+Guard = Callable[[Mapping[str, str]], Awaitable[object]]
+"""Is given a call's headers, and raises QuadrateError for a caller who is not let in."""
+
+
+_Servicer: Any = reflection.aio.ReflectionServicer  # type: ignore[attr-defined] # it is exported, in a way that mypy does not see
+
+
+class _Guarded(_Servicer):  # type: ignore[misc] # the library has no types
+    """Asks who is calling before it tells anything."""
+
+    def __init__(self, names: Sequence[str], guard: Guard) -> None:
+        super().__init__(names)
+        self._guard = guard
+
+    async def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's name
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        try:
+            await self._guard(metadata)
+        except QuadrateError as error:
+            trailers = (("x-request-id", request_id(metadata)), (status.DETAILS_KEY, status.details(error, _METHOD)))
+            await context.abort(error.status, status.sentence(error), trailers)
+        async for answer in super().ServerReflectionInfo(request_iterator, context):
+            yield answer
+
+
+def serve(server: grpc.aio.Server, names: Sequence[str], guard: Guard | None) -> None:
+    """Serve reflection of these services and of itself; None lets everybody ask."""
+    names = (*names, SERVICE_NAME)
+    servicer = _Servicer(names) if guard is None else _Guarded(names, guard)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
