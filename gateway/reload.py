@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from quadrate.config.gateway import GatewaySettings
+    from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
 
 
@@ -36,6 +37,8 @@ class Configuration:
     routing: RoutingFile
     auth: AuthFile
     limits: RateLimitsFile
+    upstream_tls: Stamp = ()
+    """Tells the files by which upstreams are called over TLS from their successors."""
 
     @classmethod
     def load(cls, settings: GatewaySettings) -> Configuration:
@@ -44,6 +47,7 @@ class Configuration:
             routing=load_routing(settings.routing_path),
             auth=load_auth(settings.auth_path),
             limits=load_rate_limits(settings.rate_limits_path),
+            upstream_tls=settings.upstream_tls.checked(),
         )
 
     def changed(self, before: Configuration) -> list[str]:
@@ -73,7 +77,7 @@ class Reload:
         self.problem = ""
         """Why the files as they are now are not in force; empty if they are."""
         self._settings = settings
-        self._paths = (settings.routing_path, settings.auth_path, settings.rate_limits_path)
+        self._paths = (settings.routing_path, settings.auth_path, settings.rate_limits_path, *settings.upstream_tls.paths)
         self._files = WatchedFiles(self._paths, interval_seconds=settings.routing_reload_interval_seconds)
         self._use = use
         self._metrics = metrics

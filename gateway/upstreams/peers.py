@@ -18,6 +18,8 @@ from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from quadrate.config.tls import ClientTls
+
 MAX_ANSWER_BYTES = 64 * 2**20
 """Room for 2,048 vectors of 4,096 floats twice over, and what workers send at most."""
 
@@ -47,15 +49,23 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Peer:
-    """A channel to `host:port` and the calls that the gateway makes on it."""
+    """A channel to `host:port` and the calls that the gateway makes on it.
 
-    def __init__(self, target: str) -> None:
+    Args:
+        target: Where the worker is.
+        tls: How TLS is spoken to it. None: not at all. Raises ConfigError if its files cannot be used.
+    """
+
+    protocol: Literal["grpc"] = "grpc"
+    takes_canaries = True
+
+    def __init__(self, target: str, tls: ClientTls | None = None) -> None:
         self.target = target
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
         self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
         self._listed = 0.0
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._channel = _channel(target, tls)
         self._check = self._unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
         self.pulse = Pulse(lambda: self._check(health_pb2.HealthCheckRequest()), lambda: self.outstanding_tokens > 0)
         """Whether the worker's event loop turns."""
@@ -161,3 +171,9 @@ def _of_transport(status: grpc.StatusCode) -> QuadrateError:
     if status in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED):
         return Internal(f"The worker that serves this model answered {status.name} without a reason. Tell the operator.")
     return Lost("The worker that serves this model was lost before it answered. Try again.")
+
+
+def _channel(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)

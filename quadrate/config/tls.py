@@ -85,7 +85,8 @@ class ServerTls:
 
     def stamp(self) -> Stamp:
         """Return what tells whether a file has changed. Raises ConfigError if one is not there."""
-        return _stamp(self.pair.certificate, self.pair.key, self.client_ca)
+        pair = self.pair.certificate, self.pair.key
+        return _stamp(*pair) if self.client_ca is None else _stamp(*pair, self.client_ca)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,21 @@ class ClientTls:
     ca: Path | None = None
     pair: KeyPair | None = None
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files."""
+        pair = (self.pair.certificate, self.pair.key) if self.pair else ()
+        return pair if self.ca is None else (self.ca, *pair)
+
     def stamp(self) -> Stamp:
         """Return what tells whether a file has changed. Raises ConfigError if one is not there."""
-        return _stamp(self.ca, *((self.pair.certificate, self.pair.key) if self.pair else ()))
+        return _stamp(*self.paths)
+
+    def checked(self) -> Stamp:
+        """Return the stamp of files that can be used. Raises ConfigError if they cannot."""
+        found = self.stamp()
+        self.credentials()
+        return found
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Return credentials for a gRPC channel, read from the files now. Raises ConfigError."""
@@ -122,9 +135,9 @@ class ClientTls:
         return context
 
 
-def _stamp(*paths: Path | None) -> Stamp:
+def _stamp(*paths: Path) -> Stamp:
     try:
-        found = [path.stat() for path in paths if path is not None]
+        found = [path.stat() for path in paths]
     except OSError as exc:
         raise ConfigError(f"{exc.filename} cannot be read: {exc.strerror}") from exc
     return tuple((file.st_ino, file.st_mtime_ns, file.st_size) for file in found)
