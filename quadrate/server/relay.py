@@ -1,6 +1,7 @@
 """RelayService: many calls on one stream, each served, counted, logged and traced as a call of its own.
 
-Answers that are ready at the same time leave in one message; while many are under way they gather for a millisecond (see gateway/upstreams/relay.py).
+Answers that are ready at the same time leave in one message; while many are under way they gather for a millisecond (see
+gateway/upstreams/relay.py).
 """
 
 from __future__ import annotations
