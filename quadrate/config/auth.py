@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -140,6 +140,7 @@ class ApiKey(Period):
 class AuthFile(Schema):
     """The whole file."""
 
+    secret_in: ClassVar[frozenset[str]] = frozenset({"api_keys"})
     api_keys: tuple[ApiKey, ...] = ()
     jwt: JwtIssuer | None = None
     """Who signs tokens that are accepted in place of keys. None means nobody."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import pydantic
 
@@ -49,6 +49,7 @@ class Limit(ModelLimit):
 class RateLimitsFile(Schema):
     """The whole file. A caller whose kind has no limit written is not limited."""
 
+    secret_in: ClassVar[frozenset[str]] = frozenset({"per_api_key"})
     default: Limit | None = None
     """For a key that `per_api_key` does not name."""
     anonymous: Limit | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, TypeVar
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -21,9 +22,18 @@ class Schema(pydantic.BaseModel):
     """The base of every file's schema: frozen, and an unknown key is an error."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    secret_in: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the file under which names may be secrets. Errors go to logs and to readiness: they repeat none of what stands there."""
 
 
+_SLIP = 0.85
+"""How much alike a name and a key of the schema are that it was meant to be, from 0 to 1."""
+_QUOTED = re.compile(r"'[^']{4,}'")
 SchemaT = TypeVar("SchemaT", bound=Schema)
+
+
+class _TwiceError(yaml.MarkedYAMLError):
+    """A key that stands twice in a mapping."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is written twice", problem_mark=key.start_mark)
+                raise _TwiceError(problem=f"key {key.value!r} is written twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -58,7 +68,7 @@ def parse(text: str, schema: type[SchemaT], *, name: str) -> SchemaT:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is the safe loader
     except yaml.YAMLError as exc:
-        raise ConfigError(_yaml_problem(exc, name)) from exc
+        raise ConfigError(_yaml_problem(exc, name, schema)) from (None if schema.secret_in else exc)
     try:
         return schema.model_validate({} if data is None else data)
     except pydantic.ValidationError as exc:
@@ -66,10 +76,13 @@ def parse(text: str, schema: type[SchemaT], *, name: str) -> SchemaT:
         raise ConfigError("\n".join(problems)) from exc
 
 
-def _yaml_problem(exc: yaml.YAMLError, name: str) -> str:
+def _yaml_problem(exc: yaml.YAMLError, name: str, schema: type[Schema]) -> str:
     mark = getattr(exc, "problem_mark", None)
     line = mark.line + 1 if mark else 1
-    return f"{name}:{line}: {getattr(exc, 'problem', None) or 'is not YAML'}"
+    problem = getattr(exc, "problem", None) or "is not YAML"
+    if schema.secret_in:
+        problem = "a key is written twice" if isinstance(exc, _TwiceError) else _QUOTED.sub("'…'", problem)
+    return f"{name}:{line}: {problem}"
 
 
 def _line(node: yaml.Node | None, loc: Sequence[str | int]) -> int:
@@ -93,7 +106,7 @@ def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Mark, yaml.Node
 
 
 def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
-    where = _path(error["loc"])
+    where = _path(error["loc"], schema)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key{_allowed(str(error['loc'][-1]), _keys(schema, error['loc'][:-1]))}"
     if error["type"] == "missing":
@@ -101,11 +114,18 @@ def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
     return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else error["msg"].removeprefix("Value error, ")
 
 
-def _path(loc: Sequence[str | int]) -> str:
-    text = ""
-    for step in loc:
+def _path(loc: Sequence[str | int], schema: type[Schema]) -> str:
+    text, is_secret = "", False
+    for place, name in enumerate(loc):
+        step = "…" if is_secret and isinstance(name, str) and not _is_of_schema(name, schema, loc[:place]) else name
+        is_secret = is_secret or name in schema.secret_in
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
+
+
+def _is_of_schema(name: str, schema: type[Schema], loc: Sequence[str | int]) -> bool:
+    """Whether a name is a key of the schema at this place, or a slip of one."""
+    return bool(difflib.get_close_matches(name, _keys(schema, loc), n=1, cutoff=_SLIP))
 
 
 def _allowed(key: str, keys: Sequence[str]) -> str:

@@ -176,3 +176,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A path that is not there is told as it was given."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
         load_routing(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "told"),
+    [
+        ("per_api_key: {sk-secret: {capacity: 0, refill_rate: 1}}", RateLimitsFile, "file.yaml:1: per_api_key.….capacity: Input should be"),
+        (
+            "per_api_key: {sk-secret: {capcity: 1}}",
+            RateLimitsFile,
+            "per_api_key.….capcity: unknown key (did you mean 'capacity'?)",
+        ),
+        ("per_api_key:\n  sk-secret: {}\n  sk-secret: {}", RateLimitsFile, "file.yaml:3: a key is written twice"),
+        ("per_api_key: {a: *sk-secret}", RateLimitsFile, "file.yaml:1: found undefined alias '…'"),
+        ("api_keys:\n  - sk-secret: {name: alice}", AuthFile, "file.yaml:2: api_keys[0].…: unknown key"),
+        ("api_keys:\n  - {key: [sk-secret]}", AuthFile, "file.yaml:2: api_keys[0].key: Input should be a valid string"),
+        ("api_keys: [sk-secret, sk-secret]", AuthFile, "api_keys"),
+    ],
+)
+def test_an_error_never_repeats_a_key(text: str, schema: type, told: str) -> None:
+    """It goes to logs and to readiness, where others read it; the line is enough to find it."""
+    found = refusal(text, schema)
+    assert told in found
+    assert "secret" not in found
