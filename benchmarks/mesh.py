@@ -10,6 +10,7 @@
 
 Each command starts its own mesh as a user does (`quadrate up`) and stops it. `wrk` makes the load. Results are printed as a table and,
 with --json FILE, written for a script. Rounds alternate between what is compared; medians are given. Linux only (/proc, wrk).
+The cache is off, so that every answer is computed; benchmarks/cache.py measures what it gains.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Mesh:
         self._flags = flags
         self.port = 8085
         self.worker_port = 7997
-        self._environment = {**os.environ, "LOG_LEVEL": "INFO", **environment}
+        self._environment = {**os.environ, "LOG_LEVEL": "INFO", "ROUTER_CACHE_MAX_BYTES": "0", **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

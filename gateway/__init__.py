@@ -4,12 +4,18 @@
       │
     embedding  reranking  models    validate and tokenise; know no wire
       │
-    dispatch                        the way of a validated request to a worker
+    cache                           answers that are known already
+      │
+    dispatch                        the way of the rest to a worker
+      │
+    quotas                          how much each caller may use
       │
     upstreams                       where a model is served, and by whom of several
       │
+    overload                        who goes first where room is short
+      │
     auth                            who is calling, and what they may do
 
-Order of a request: authenticate, parse, validate everything, tokenise, route, call, respond. Nothing is sent upstream that was not
-validated.
+Order of a request: authenticate, parse, validate everything, tokenise, look for what is known, charge the rest, send it where it is
+served best, respond. Nothing is sent upstream that was not validated and charged; what fails is given back.
 """

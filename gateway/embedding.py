@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_reader, check_total, fit, prompt_for, tokenize, truncation_for
+from gateway.reading import as_texts, check_ids, check_reader, check_total, fit, not_counted, prompt_for, tokenize, truncation_for
 from gateway.upstreams.errand import Errand
 from gateway.upstreams.table import EMBED
 from gateway.work import check_contents
@@ -17,10 +17,11 @@ from quadrate.vectors import FLOAT32S, row_bytes
 
 if TYPE_CHECKING:
     from gateway.auth.principal import Principal
+    from gateway.cache.recall import Recall
     from gateway.dispatch import Dispatch
     from gateway.reading import Tokens
+    from gateway.upstreams.facts import Facts
     from gateway.upstreams.pool import Pool
-    from gateway.upstreams.replica import Facts
     from gateway.upstreams.routes import Routes
     from gateway.work import EmbedWork
     from quadrate.forms import Wanted
@@ -37,9 +38,10 @@ _FLOAT_CHARACTERS = 14
 class Embedding:
     """Serves embeddings over the routes."""
 
-    def __init__(self, routes: Routes, dispatch: Dispatch, *, max_request_tokens: int) -> None:
+    def __init__(self, routes: Routes, dispatch: Dispatch, recall: Recall, *, max_request_tokens: int) -> None:
         self._routes = routes
         self._dispatch = dispatch
+        self._recall = recall
         self._max_request_tokens = max_request_tokens
 
     async def embed(self, work: EmbedWork, principal: Principal, call: Call) -> embed_pb2.EmbedResponse:
@@ -53,9 +55,13 @@ class Embedding:
         with call.trace.stage("tokenise"):
             tokens = await self._tokenize(work, facts, prompt)
         _check_json_size(tokens, wanted, facts.card, call)
-        request = _request(facts.card, tokens, wanted)
-        errand = Errand(method="embed", request=request, read_by=facts, tokens=tokens.total, principal=principal)
-        answer: embed_pb2.EmbedResponse = await self._dispatch.send(pool, errand, call)
+        in_text = _goes_in_text(work, facts, wanted)
+        inputs = _texts(work, facts, prompt, tokens) if in_text else _ids(tokens)
+        request = _request(facts.card, inputs, wanted)
+        errand = Errand(method="embed", request=request, read_by=facts, tokens=tokens.total, principal=principal, in_text=in_text)
+        answer: embed_pb2.EmbedResponse = await self._recall.send(pool, errand, call)
+        if in_text and not facts.is_estimate:
+            _count(answer, tokens, facts.tokenizer)
         _complete(answer, work, prompt, tokens)
         answer.timings.total_seconds = time.perf_counter() - started
         return answer
@@ -73,7 +79,7 @@ class Embedding:
     async def _tokenize(self, work: EmbedWork, facts: Facts, prompt: str) -> Tokens:
         started = time.perf_counter()
         truncation = truncation_for(work.reading.truncation, facts.card.truncation)
-        limit = _content_limit(work, facts.tokenizer)
+        limit = _content_limit(work, facts)
         found = await tokenize(work.contents, prompt, facts.tokenizer, truncation=truncation, name=work.name)
         tokens = fit(found, work.contents, facts.tokenizer, truncation=truncation, name=work.name, prompt=prompt, limit=limit)
         check_total(tokens.total, self._max_request_tokens, names=work.names)
@@ -103,9 +109,31 @@ def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
     )
 
 
-def _request(card: Model, tokens: Tokens, wanted: Wanted | None) -> embed_pb2.EmbedRequest:
-    """Return the request to a worker: token ids alone, prompt included, so that nothing is left for it to decide."""
-    inputs = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
+def _goes_in_text(work: EmbedWork, facts: Facts, wanted: Wanted | None) -> bool:
+    """Whether texts are sent. What only workers give, or came as ids, is sent as ids where there are workers."""
+    if not facts.in_text or any(type(content) is not str for content in work.contents):
+        return False
+    return facts.over_http or wanted is None or tuple(wanted.outputs) == (options_pb2.DENSE,)
+
+
+def _ids(tokens: Tokens) -> list[options_pb2.Input]:
+    return [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
+
+
+def _texts(work: EmbedWork, facts: Facts, prompt: str, tokens: Tokens) -> list[options_pb2.Input]:
+    truncation = truncation_for(work.reading.truncation, facts.card.truncation)
+    return [options_pb2.Input(text=text) for text in as_texts(work.contents, prompt, tokens, facts.tokenizer, truncation=truncation)]
+
+
+def _count(answer: embed_pb2.EmbedResponse, tokens: Tokens, tokenizer: TextTokenizer) -> None:
+    """Put our own count into an answer to texts: it is what was charged."""
+    for found, ids in zip(answer.embeddings, tokens.ids, strict=False):
+        found.usage.tokens = tokenizer.count(ids)
+    answer.usage.tokens = tokens.total
+
+
+def _request(card: Model, inputs: list[options_pb2.Input], wanted: Wanted | None) -> embed_pb2.EmbedRequest:
+    """Return the request to a worker, prompt included, so that nothing is left for it to decide."""
     request = embed_pb2.EmbedRequest(model=card.name, inputs=inputs, prompt="", truncation=options_pb2.NONE)
     if wanted is None:
         return request
@@ -119,10 +147,13 @@ def _request(card: Model, tokens: Tokens, wanted: Wanted | None) -> embed_pb2.Em
     return request
 
 
-def _content_limit(work: EmbedWork, tokenizer: TextTokenizer) -> int | None:
+def _content_limit(work: EmbedWork, facts: Facts) -> int | None:
     """Return the most content ids of each input, if the caller set a limit. Raises InvalidArgument for one that leaves no room."""
     if work.max_tokens is None:
         return None
+    tokenizer = facts.tokenizer
+    if facts.is_estimate:
+        raise not_counted("max_tokens")
     if work.max_tokens <= tokenizer.special_count:
         raise InvalidArgument(
             f"max_tokens is {work.max_tokens}; special tokens are counted, so ask for at least {tokenizer.special_count + 1}.",

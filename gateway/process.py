@@ -8,6 +8,9 @@ from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.auth.authenticator import Authenticator
+from gateway.cache.cache import Cache
+from gateway.cache.recall import Recall
+from gateway.cache.shared import Shared
 from gateway.canary import Canaries
 from gateway.dispatch import Dispatch
 from gateway.doors import description
@@ -24,6 +27,7 @@ from gateway.redis import SharedRedis
 from gateway.reload import Configuration, Reload
 from gateway.reranking import Reranking, RerankLimits
 from gateway.upstreams.routes import Routes
+from gateway.usage import UsagePage
 from quadrate.config.gateway import not_yet_used
 from quadrate.health import Health
 from quadrate.server import Server
@@ -76,7 +80,11 @@ class Gateway:
             host=settings.host,
             port=settings.port,
             http_port=settings.http_port,
-            http_routes=[web.get("/metrics/mesh", self._mesh.handle), web.get("/openapi.json", description.serve)],
+            http_routes=[
+                web.get("/metrics/mesh", self._mesh.handle),
+                web.get("/openapi.json", description.serve),
+                web.get("/usage", UsagePage(self.quotas).handle),
+            ],
             readiness=self.readiness.report,
             reflection_on=settings.reflection != "off",
             reflection_guard=self._admission.check if settings.reflection == "keyed" else None,
@@ -86,14 +94,15 @@ class Gateway:
 
     def _services(self, admission: Admission) -> list[Service]:
         settings, dispatch = self.settings, Dispatch(self.quotas)
-        embedding = Embedding(self.routes, dispatch, max_request_tokens=settings.safe_request_token_limit)
+        recall = Recall(dispatch, self._cache())
+        embedding = Embedding(self.routes, dispatch, recall, max_request_tokens=settings.safe_request_token_limit)
         limits = RerankLimits(
             documents=settings.max_documents,
             document_characters=settings.max_document_characters,
             document_tokens=settings.document_token_limit,
             request_tokens=settings.safe_request_token_limit,
         )
-        reranking = Reranking(self.routes, dispatch, limits)
+        reranking = Reranking(self.routes, dispatch, recall, limits)
         models = Models(self.routes, list_disabled=settings.allow_disabled_models, max_request_tokens=settings.safe_request_token_limit)
         return [
             EmbedService(admission, embedding),
@@ -102,6 +111,11 @@ class Gateway:
             OpenAiService(admission, embedding, models),
             CohereService(admission, reranking, embedding),
         ]
+
+    def _cache(self) -> Cache:
+        settings = self.settings
+        shared = Shared(self.redis, live_seconds=settings.cache_live_seconds) if self.redis is not None and settings.cache_redis else None
+        return Cache(self._metrics, max_bytes=settings.cache_max_bytes, scope=settings.cache_scope, shared=shared)
 
     async def __aenter__(self) -> Self:
         if self.redis is not None:

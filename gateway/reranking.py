@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_reader, check_total, name_cut, truncation_for
+from gateway.reading import check_ids, check_reader, check_total, name_cut, not_counted, truncation_for
 from gateway.upstreams.errand import Errand
 from gateway.upstreams.table import RERANK
 from gateway.work import check_contents
+from quadrate.cuts import cut_text
 from quadrate.errors import Internal, InvalidArgument
 from quadrate.inputs import empty, refuse_nul
 from quadrate.reranking import DocumentLimits, Question, RerankReader
@@ -17,14 +18,14 @@ from quadrate.v1 import options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
     from gateway.auth.principal import Principal
+    from gateway.cache.recall import Recall
     from gateway.dispatch import Dispatch
+    from gateway.upstreams.facts import Facts
     from gateway.upstreams.pool import Pool
-    from gateway.upstreams.replica import Facts
     from gateway.upstreams.routes import Routes
     from gateway.work import RerankWork
     from quadrate.reranking import RerankTokens
     from quadrate.server import Call
-    from quadrate.v1.model_pb2 import Model
 
 _QUERY = "query"
 
@@ -49,9 +50,10 @@ class RerankLimits:
 class Reranking:
     """Serves reranking over the routes."""
 
-    def __init__(self, routes: Routes, dispatch: Dispatch, limits: RerankLimits) -> None:
+    def __init__(self, routes: Routes, dispatch: Dispatch, recall: Recall, limits: RerankLimits) -> None:
         self._routes = routes
         self._dispatch = dispatch
+        self._recall = recall
         self._limits = limits
 
     async def rerank(self, work: RerankWork, principal: Principal, call: Call) -> rerank_pb2.RerankResponse:
@@ -62,11 +64,22 @@ class Reranking:
             facts = pool.facts
         with call.trace.stage("tokenise"):
             reading_started = time.perf_counter()
-            tokens = await self._read(work, facts)
+            limits = self._document_limits(work, facts)
+            tokens = await self._read(work, facts, limits)
             tokenize_seconds = time.perf_counter() - reading_started
-        request = _request(work, facts.card, tokens)
-        errand = Errand(method="rerank", request=request, read_by=facts, tokens=tokens.total, principal=principal)
-        answer: rerank_pb2.RerankResponse = await self._dispatch.send(pool, errand, call)
+        in_text = _goes_in_text(work, facts)
+        texts = _texts(tokens, facts, limits.truncation) if in_text else None
+        request = _request(work, facts, tokens, texts)
+        errand = Errand(
+            method="rerank",
+            request=request,
+            read_by=facts,
+            tokens=tokens.total,
+            principal=principal,
+            counts=tokens.counts,
+            in_text=in_text,
+        )
+        answer: rerank_pb2.RerankResponse = await self._recall.send(pool, errand, call)
         _complete(answer, work, facts, tokens)
         answer.timings.tokenize_seconds = tokenize_seconds
         answer.timings.total_seconds = time.perf_counter() - started
@@ -83,27 +96,27 @@ class Reranking:
             refuse_nul(work.query, param=_QUERY)
         check_contents(work.documents, names="documents", name=work.name, limit=self._limits.documents)
         _check_top_n(work, pool)
-        _check_form(work)
+        _check_form(work, pool.facts)
         check_reader(work.tokenizer_sha256, pool.facts)
         check_ids((work.query,), pool.facts, lambda _: "query_token_ids")
         check_ids(work.documents, pool.facts, work.name)
         return pool
 
-    async def _read(self, work: RerankWork, facts: Facts) -> RerankTokens:
+    async def _read(self, work: RerankWork, facts: Facts, limits: DocumentLimits) -> RerankTokens:
         """Return the request as the model will read it, which is what it is charged for."""
         question = Question(query=work.query, documents=work.documents, name=work.name, instruction=work.instruction)
-        tokens = await RerankReader(facts.tokenizer, facts.pair, facts.card.prompts).read(question, self._document_limits(work, facts.card))
+        tokens = await RerankReader(facts.tokenizer, facts.pair, facts.card.prompts).read(question, limits)
         check_total(tokens.total, self._limits.request_tokens, names="query and documents")
         return tokens
 
-    def _document_limits(self, work: RerankWork, card: Model) -> DocumentLimits:
+    def _document_limits(self, work: RerankWork, facts: Facts) -> DocumentLimits:
         """Return how long documents may be. Asking for so many tokens of each is asking for a cut."""
-        asked = truncation_for(work.truncation, card.truncation)
+        asked = truncation_for(work.truncation, facts.card.truncation)
         wants_cut = work.cut_documents or work.max_tokens_per_doc is not None
         limits = [limit for limit in (work.max_tokens_per_doc, self._limits.document_tokens) if limit is not None]
         return DocumentLimits(
             characters=self._limits.document_characters,
-            tokens=min(limits, default=None),
+            tokens=None if facts.is_estimate else min(limits, default=None),
             truncation=options_pb2.RIGHT if wants_cut and asked == options_pb2.NONE else asked,  # type: ignore[arg-type]  # an enum's number
         )
 
@@ -119,7 +132,13 @@ def _check_top_n(work: RerankWork, pool: Pool) -> None:
         )
 
 
-def _check_form(work: RerankWork) -> None:
+def _check_form(work: RerankWork, facts: Facts) -> None:
+    if work.raw_scores and facts.over_http:
+        raise InvalidArgument(
+            f"'{facts.card.name}' is served by a server over HTTP, which gives no raw scores. Leave raw_scores out.", param="raw_scores"
+        )
+    if work.max_tokens_per_doc is not None and facts.is_estimate:
+        raise not_counted("max_tokens_per_doc")
     if work.max_tokens_per_doc is not None and work.max_tokens_per_doc < 1:
         raise InvalidArgument(f"max_tokens_per_doc is {work.max_tokens_per_doc}; ask for at least 1.", param="max_tokens_per_doc")
     if work.return_documents and any(type(document) is not str for document in work.documents):
@@ -128,15 +147,38 @@ def _check_form(work: RerankWork) -> None:
         )
 
 
-def _request(work: RerankWork, card: Model, tokens: RerankTokens) -> rerank_pb2.RerankRequest:
-    """Return what the worker is asked: templates and instruction are in the ids."""
-    documents = [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.documents]
-    request = rerank_pb2.RerankRequest(model=card.name, documents=documents, query_token_ids=options_pb2.TokenIds(ids=tokens.query))
+def _goes_in_text(work: RerankWork, facts: Facts) -> bool:
+    """Whether texts are sent. What only workers do, or came as ids, is sent as ids where there are workers."""
+    if not facts.in_text or any(type(content) is not str for content in (work.query, *work.documents)):
+        return False
+    return facts.over_http or not (work.raw_scores or work.instruction)
+
+
+def _request(work: RerankWork, facts: Facts, tokens: RerankTokens, texts: list[str] | None) -> rerank_pb2.RerankRequest:
+    """Return what the worker is asked: with ids, which hold templates and instruction, or with texts that are cut already."""
+    request = rerank_pb2.RerankRequest(model=facts.card.name)
+    if texts is not None:
+        request.query = str(work.query)
+        request.documents.extend(options_pb2.Input(text=text) for text in texts)
+    else:
+        request.query_token_ids.ids.extend(tokens.query)
+        request.documents.extend(options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.documents)
     if work.top_n is not None:
-        request.top_n = min(work.top_n, len(documents))
+        request.top_n = min(work.top_n, len(request.documents))
     if work.raw_scores:
         request.raw_scores = True
     return request
+
+
+def _texts(tokens: RerankTokens, facts: Facts, truncation: int) -> list[str]:
+    """Return the documents as the model is to read them; one is cut where a token ends."""
+    tokenizer, texts = facts.tokenizer, [str(document) for document in tokens.read]
+    head = facts.pair.document_text("") if facts.pair else facts.card.prompts.get("document", "")
+    around = len(tokenizer.encode([head])[0]) if head else 0  # the worker puts it there
+    for place, removed in enumerate(tokens.cut):
+        if removed and (room := len(tokens.documents[place]) - around) > 0:
+            texts[place] = cut_text(texts[place], tokenizer.spans(texts[place]), room, truncation)
+    return texts
 
 
 def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts, tokens: RerankTokens) -> None:
@@ -151,7 +193,9 @@ def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts,
         if work.return_documents:
             result.document.text = str(work.documents[result.index])
         result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
-    answer.usage.tokens, answer.usage.tokens_cut = tokens.total, sum(tokens.cut)
+    answer.usage.tokens_cut = sum(tokens.cut)
+    if not facts.is_estimate:
+        answer.usage.tokens = tokens.total
     if tokens.places_cut:
         cut = name_cut("Document", tokens.places_cut)
         answer.warnings.append(f"{cut} longer than the limit and cut; what was cut did not count towards the score.")

@@ -58,12 +58,24 @@ class GatewaySettings(BaseSettings):
     auth_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "auth.yaml")
     """The file of API keys."""
     rate_limits_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "rate_limits.yaml")
-    """The file of limits. This version reads and checks it, and does not enforce it."""
+    """The file of limits."""
     redis_url: pydantic.SecretStr | None = None
     """Redis or Valkey that several gateways share their quotas by: `redis://HOST:6379/0`, `rediss://` for TLS, `unix://`. A password may
     stand in it. Unset: each gateway counts alone."""
     redis_timeout_seconds: float = pydantic.Field(default=0.2, gt=0)
     """How long one call to Redis may take before it counts as away."""
+    gateways: int | None = pydantic.Field(default=None, gt=0)
+    """How many gateways share the limits: while Redis is away, each goes on with so large a part of them. Unset: as many as Redis last
+    knew of, and at least those of ROUTER_METRICS_PEERS."""
+    cache_max_bytes: int = pydantic.Field(default=32 * 2**20, ge=0)
+    """What answers that are kept for repeated texts may take in this process. 0 switches the cache off."""
+    cache_scope: Literal["mesh", "key"] = "mesh"
+    """Who shares answers: `mesh` all callers, `key` each API key has its own, so that nobody can tell by the time of an answer what
+    another one asked."""
+    cache_redis: bool = False
+    """Whether gateways share answers through ROUTER_REDIS_URL, besides what each keeps."""
+    cache_live_seconds: int = pydantic.Field(default=3600, gt=0)
+    """How long Redis keeps an answer."""
     routing_reload_interval_seconds: float = pydantic.Field(default=5.0, ge=0)
     """How often the files of routes, keys and limits are looked at: an edit takes effect without a restart. 0: only on SIGHUP, which
     always works."""
@@ -80,6 +92,11 @@ class GatewaySettings(BaseSettings):
     max_document_characters: int = pydantic.Field(default=4096, gt=0, validation_alias="RERANK_MAX_DOCUMENT_LENGTH")
     """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
     unless truncation was asked for. Set it alike for gateway and rerank worker."""
+    max_requests_in_flight: int = pydantic.Field(default=4096, gt=0)
+    """The most requests at a time, items of streams counted one by one. A caller alone may have four fifths of them under way, and the less
+    is free the fewer; more are refused as overloaded, those of streams wait."""
+    max_mib_in_flight: int = pydantic.Field(default=256, ge=16)
+    """The most MiB of requests at a time, as they came, shared by the same rule. In memory they take several times as much."""
     allow_disabled_models: bool = False
     """Whether the list of models names disabled ones, too. They cannot be called either way."""
     metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()

@@ -106,17 +106,21 @@ async def refused(awaitable: Any) -> Refusal:
     return refusal(caught.value)
 
 
+ANYBODY = "allow_anonymous_without_api_keys: true"
+
+
 @pytest.fixture
 def open_door(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Door]]:
     """Return a function that starts a gateway with the given files and settings."""
 
     @asynccontextmanager
-    async def start(routing: str, *, auth: str = "allow_anonymous_without_api_keys: true", **settings: Any) -> AsyncIterator[Door]:
-        for name, text in (("routing", routing), ("auth", auth), ("rate_limits", "default: {capacity: 60, refill_rate: 30}")):
+    async def start(routing: str, *, auth: str = ANYBODY, limits: str = "{}", **settings: Any) -> AsyncIterator[Door]:
+        for name, text in (("routing", routing), ("auth", auth), ("rate_limits", limits)):
             (tmp_path / f"{name}.yaml").write_text(text)
         telemetry = Telemetry.silent("router")
         paths = {f"{name}_path": tmp_path / f"{name}.yaml" for name in ("routing", "auth", "rate_limits")}
         settings.setdefault("canary_interval_seconds", 0)  # tests count what workers are asked
+        settings.setdefault("cache_max_bytes", 0)
         given = GatewaySettings(host="127.0.0.1", port=0, http_port=0, **paths, **settings)
         async with Gateway(given, telemetry) as gateway, grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
             yield Door(gateway, telemetry, channel)
