@@ -73,6 +73,11 @@ class Usage:
         self._days: dict[dt.date, Rows] = {}
         """What was not handed over yet; without Redis everything."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the counts of all gateways meet."""
+        return self._redis is not None
+
     def row(self, name: str, alias: str) -> Row:
         """Return the row to add to."""
         day = self._clock()
@@ -101,7 +106,7 @@ class Usage:
 
     async def read(self, day: dt.date) -> Rows:
         """Return what was used on a day, by everybody. Raises RedisAway."""
-        rows: Rows = {key: Row(row.requests, row.tokens, row.failed, row.refused) for key, row in self._days.get(day, {}).items()}
+        rows = self.here(day)
         if self._redis is not None:
             kept: Mapping[Any, Any] = await self._redis.call(lambda client: client.hgetall(_key(day)))
             for field, count in kept.items():
@@ -109,6 +114,10 @@ class Usage:
                 row = rows.setdefault((unquote(name), unquote(alias)), Row())
                 setattr(row, counted, getattr(row, counted) + int(count))
         return rows
+
+    def here(self, day: dt.date) -> Rows:
+        """Return what was counted here on a day and not handed over."""
+        return {key: Row(row.requests, row.tokens, row.failed, row.refused) for key, row in self._days.get(day, {}).items()}
 
     def _forget(self, day: dt.date) -> None:
         oldest = day - dt.timedelta(days=KEPT_DAYS)

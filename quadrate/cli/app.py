@@ -310,6 +310,28 @@ def smoke(
 
 
 @app.command()
+def usage(
+    *,
+    gateway: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gateway",
+            metavar="URL",
+            help="HTTP address of a gateway. Repeat it where gateways share no Redis. [default: http://127.0.0.1:8001]",
+        ),
+    ] = None,
+    day: Annotated[
+        str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="Which day, UTC. Default: today, with what is used of every limit.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who used what: requests and tokens of each caller and model, and what is used of their limits."""
+    from quadrate.cli import usage as command  # noqa: PLC0415
+
+    raise typer.Exit(command.run(gateway or ["http://127.0.0.1:8001"], day, as_json=as_json))
+
+
+@app.command()
 def check(*, as_json: AsJson = False) -> None:
     """Show what this machine has for a worker: processor, memory, engines, GPUs with their slices and links."""
     from quadrate.cli import hardware  # noqa: PLC0415

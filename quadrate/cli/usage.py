@@ -1,0 +1,88 @@
+"""`quadrate usage`: who used what, as the gateways counted it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TIMEOUT_SECONDS = 10.0
+COUNTS = ("requests", "tokens", "failed", "refused")
+LIMITS = {
+    "requests": "requests at once",
+    "tokens_per_minute": "tokens a minute",
+    "tokens_per_day": "tokens a day",
+    "concurrent_requests": "requests under way",
+}
+
+
+def run(gateways: Sequence[str], day: str | None, *, as_json: bool) -> int:
+    """Print the use of a day, of all these gateways together; returns the exit code. Raises ConfigError if one cannot be asked."""
+    pages = [_ask(gateway, day) for gateway in gateways]
+    page = pages[0] if pages[0]["store"] == "redis" else _together(pages)
+    if as_json:
+        print(json.dumps(page, indent=2))
+    else:
+        _print(page)
+    return 0
+
+
+def _ask(gateway: str, day: str | None) -> dict[str, Any]:
+    try:
+        answer = httpx.get(f"{gateway.rstrip('/')}/usage", params={"day": day} if day else {}, timeout=TIMEOUT_SECONDS)
+        page: dict[str, Any] = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+        raise ConfigError(
+            f"{gateway}: no gateway tells its usage there ({type(exc).__name__}). Name a gateway's HTTP address by --gateway: its host and "
+            "ROUTER_HTTP_PORT."
+        ) from exc
+    if answer.is_error or "rows" not in page:
+        raise ConfigError(f"{gateway}: {page.get('error', answer.status_code)}")
+    return page
+
+
+def _together(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the use of gateways that count by themselves; their limits are each one's own and stay apart."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (row for page in pages for row in page["rows"]):
+        key = (row["principal"], row["model"])
+        known = rows.setdefault(key, {"principal": key[0], "model": key[1], **dict.fromkeys(COUNTS, 0)})
+        for count in COUNTS:
+            known[count] += row[count]
+    limits = [limit for page in pages for limit in page["limits"]]
+    return {**pages[0], "gateways": len(pages), "rows": [rows[key] for key in sorted(rows)], "limits": limits}
+
+
+def _print(page: Mapping[str, Any]) -> None:
+    console = Console()
+    of = "all gateways" if page["store"] == "redis" else "one gateway" if page["gateways"] == 1 else f"{page['gateways']} gateways"
+    if not page["rows"]:
+        console.print(f"Nothing was asked on {page['day']} (UTC), of {of}.")
+        return
+    table = Table("caller", "model", title=f"{page['day']} (UTC), {of}", title_justify="left")
+    for count in COUNTS:
+        table.add_column(count, justify="right")
+    for row in page["rows"]:
+        table.add_row(row["principal"], row["model"], *(f"{row[count]:,}" for count in COUNTS))
+    console.print(table)
+    if page["limits"]:
+        console.print(_limits(page["limits"]))
+
+
+def _limits(limits: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("caller", "model", "limit", title="Used of each limit now", title_justify="left")
+    for column in ("allowed", "used", "free again in"):
+        table.add_column(column, justify="right")
+    for limit in limits:
+        seconds = f"{limit['reset_seconds']:,.1f} s" if limit["limit"] != "concurrent_requests" else ""
+        used, allowed = f"{limit['used']:,.0f}", f"{limit['capacity']:,.10g}"
+        table.add_row(limit["principal"], limit["model"] or "all", LIMITS[limit["limit"]], allowed, used, seconds)
+    return table
