@@ -50,7 +50,7 @@ STOOD_STILL_SECONDS = 5.0
 FREE_RUNS = 4
 """So many full runs' worth of each request start at once."""
 COMPANY_FACTOR = 1.25
-"""How much longer a run of interactive texts may take, as predicted, for bulk texts that go along."""
+"""How much longer a run may take, as predicted, for texts that go along with those it is for."""
 DRAIN_STEP_SECONDS = 0.02
 
 
@@ -424,14 +424,13 @@ class Scheduler:
         """Plan the next batch and take it out of the queue. Under the lock."""
         model = window[0].lane
         free = min(lane.idle + 1, self._most_at_once(lane) - lane.running)
-        first = window[0].job.tenant.priority
-        mine = window if window[-1].job.tenant.priority is first else [text for text in window if text.job.tenant.priority is first]
+        mine, others = self._abreast(lane, window)
         places = batching.plan(mine, self._rules.limits, runners=free, waste=model.waste)
         for place in batching.passed_over(places):
             mine[place].skips += 1
         texts = [mine[place] for place in places]
-        if len(mine) < len(window) and free == 1:
-            texts += self._company(texts, window[len(mine) :])
+        if others and free == 1:
+            texts += self._company(texts, others)
         self._tenants.charge(texts)
         for text in texts:
             self._take_out(text)
@@ -444,8 +443,24 @@ class Scheduler:
         predicted = model.cost.seconds([text.tokens for text in texts], wide=wide)
         return Batch(model, texts, lane.is_long, wide, crowd, predicted, self._clock(), time.time_ns())
 
-    def _company(self, texts: Sequence[Text], lower: Sequence[Text]) -> list[Text]:
-        """Return texts of a lower priority that may go along, since a run of those in front hardly takes longer for them. Under the lock.
+    def _abreast(self, lane: _Lane, window: Sequence[Text]) -> tuple[Sequence[Text], Sequence[Text]]:
+        """Split a window into what may run with its first text, and what may only if that costs no time. Under the lock.
+
+        The latter are texts of a lower priority, and those of tenants who flood, unless the first is such a tenant's itself: who sends
+        little waits for the end of a run of theirs, and has then no second one to wait for in its own.
+        """
+        first = window[0].job.tenant
+        tenants = {text.job.tenant for text in window}
+        if len(tenants) == 1:
+            return window, ()
+        much = FREE_RUNS * self._rules.limits.tokens * window[0].seconds / window[0].tokens
+        floods = lane.line.seconds_of(first) > much
+        with_it = {tenant for tenant in tenants if tenant.priority is first.priority and (floods or lane.line.seconds_of(tenant) <= much)}
+        mine = [text for text in window if text.job.tenant in with_it]
+        return mine, [text for text in window if text.job.tenant not in with_it]
+
+    def _company(self, texts: Sequence[Text], others: Sequence[Text]) -> list[Text]:
+        """Return those of the others that may go along, since a run hardly takes longer for them. Under the lock.
 
         So a GPU, on which small runs take as long as large ones, has room for bulk however many interactive requests come.
         """
@@ -454,7 +469,7 @@ class Scheduler:
         tokens, longest = sum(lengths), max(lengths)
         allowed = COMPANY_FACTOR * model.cost.seconds(lengths)
         found: list[Text] = []
-        for text in lower:
+        for text in others:
             if text.lane is not model or text.tokens > longest:
                 continue
             tokens += text.tokens

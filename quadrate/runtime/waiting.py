@@ -96,6 +96,11 @@ class Line:
         """How long one runner would take over all of it."""
         return sum(queue.seconds for queue in self._queues.values())
 
+    def seconds_of(self, tenant: Tenant) -> float:
+        """Return how long one runner would take over what a tenant has here."""
+        queue = self._queues.get(tenant)
+        return 0.0 if queue is None else queue.seconds
+
     def seconds_down_to(self, priority: Priority) -> float:
         """Return how long one runner would take over what is of this priority, or goes before it."""
         return sum(queue.seconds for tenant, queue in self._queues.items() if tenant.priority <= priority)

@@ -802,6 +802,28 @@ async def test_a_run_of_interactive_texts_takes_bulk_along_only_as_far_as_that_c
             assert len(texts) == expected
 
 
+async def test_who_sends_little_shares_its_run_with_no_flood() -> None:
+    """A text of a quiet tenant runs with those of others who send little, and with the flood's only as far as that costs no time."""
+    async with bench() as made:
+        for tokens in (10, 20, 40, 64):
+            for _ in range(30):
+                made.lane.cost.learn([tokens], tokens / SPEED)
+        made.session.gate.clear()
+        first = made.run(0, tenant="flood")
+        await made.until_entered()
+        flood = [made.run(1000 + number, tokens=10, tenant="flood") for number in range(100)]
+        await asyncio.sleep(0)
+        quiet = [made.run(number, tokens=10, tenant=f"quiet-{number}") for number in (1, 2, 3)]
+        await asyncio.sleep(0)
+        made.session.gate.set()
+        await asyncio.gather(first, *flood, *quiet)
+    runs = [texts for texts, _ in made.session.runs[1:]]
+    (own,) = [texts for texts in runs if 1 in texts]
+    assert {1, 2, 3} <= set(own)
+    assert len(own) == 3
+    assert max(len(texts) for texts in runs) == 6
+
+
 async def test_tenants_of_twice_the_weight_get_twice_as_much_done() -> None:
     """Of two tenants who flood, the one of weight 3 gets three quarters of the runs."""
     async with bench() as made:
