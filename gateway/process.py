@@ -88,6 +88,8 @@ class Gateway:
             readiness=self.readiness.report,
             reflection_on=settings.reflection != "off",
             reflection_guard=self._admission.check if settings.reflection == "keyed" else None,
+            drain_seconds=settings.drain_seconds,
+            notice_seconds=settings.drain_notice_seconds,
             tls=settings.tls,
         )
         _tell_what_is_not_used()

@@ -53,6 +53,11 @@ class GatewaySettings(BaseSettings):
     reflection: Literal["keyed", "open", "off"] = "keyed"
     """Who may ask by gRPC reflection, as grpcurl does, which services there are: `keyed` whoever may call (with a key, unless anonymous
     callers are served), `open` everybody, `off` nobody. `true` and `false` are older words for open and off."""
+    drain_seconds: float = pydantic.Field(default=10.0, ge=0)
+    """How long calls in flight may go on after a signal to stop."""
+    drain_notice_seconds: float = pydantic.Field(default=0.25, ge=0)
+    """How long calls are still taken after a signal to stop, while health says NOT_SERVING already. The edge asks each second and makes a
+    refused call again at another gateway; a balancer that does not do so needs as long as it takes to ask."""
     routing_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "routing.yaml")
     """The file of routes. Unset: `routing.yaml` of the `configs` that come with the code, and so on for the next two."""
     auth_path: Path = pydantic.Field(default_factory=lambda: shipped("configs") / "auth.yaml")

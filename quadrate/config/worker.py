@@ -116,6 +116,8 @@ class WorkerSettings(BaseSettings):
     """Whether gRPC reflection is served, which tools such as grpcurl list services by."""
     drain_seconds: float = pydantic.Field(default=10.0, ge=0)
     """How long calls in flight may go on after a signal to stop."""
+    drain_notice_seconds: float = pydantic.Field(default=0.25, ge=0)
+    """How long calls are still taken after a signal to stop, while health says NOT_SERVING already: so long gateways have to hear of it."""
 
     @pydantic.model_validator(mode="after")
     def _check_tls(self) -> Self:

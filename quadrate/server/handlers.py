@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,7 +23,7 @@ from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -60,7 +60,8 @@ class Handlers:
         name = f"{method.containing_service.full_name}/{method.name}"
         parse = _parser(message_factory.GetMessageClass(method.input_type))
         if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._stream(name, handler), parse, None)
+            counts = not getattr(service, "carries_calls", False)
+            return grpc.stream_stream_rpc_method_handler(self._stream(name, handler, counts=counts), parse, None)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(name, handler), parse, None)
         return grpc.unary_unary_rpc_method_handler(self._unary(name, handler), parse, None)
@@ -83,18 +84,21 @@ class Handlers:
 
         return serve
 
-    def _stream(self, name: str, handler: Callable[..., Any]) -> Any:
+    def _stream(self, name: str, handler: Callable[..., Any], *, counts: bool = True) -> Any:
+        """Return the handler of a stream. One that only carries calls, which count themselves, keeps no process from ending."""
+
         async def serve(requests: Any, context: Any) -> AsyncIterator[bytes]:
             call = self._begin(name, context)
             meter = _Meter()
             try:
                 await context.send_initial_metadata((("x-request-id", call.request_id),))
                 argument = meter.count(requests, call) if hasattr(requests, "__aiter__") else _check(requests[0], call)
-                async with aclosing(handler(argument, call)) as answers:
-                    async for answer in answers:
-                        data = answer if type(answer) is bytes else answer.SerializeToString()
-                        meter.sent += len(data)
-                        yield data
+                with nullcontext() if counts else self._uncounted():
+                    async with aclosing(handler(argument, call)) as answers:
+                        async for answer in answers:
+                            data = answer if type(answer) is bytes else answer.SerializeToString()
+                            meter.sent += len(data)
+                            yield data
             except BaseException as exc:
                 await self._fail(call, exc, context, meter.received, sent=meter.sent)
                 raise
@@ -102,14 +106,31 @@ class Handlers:
 
         return serve
 
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Let a call that has begun not count as under way for a while."""
+        self._leave()
+        try:
+            yield
+        finally:
+            self._enter()
+
+    def _enter(self) -> None:
+        self._in_flight += 1
+        self.idle.clear()
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self.idle.set()
+
     def begin(self, method: str, metadata: Mapping[str, str], remaining_seconds: float | None) -> Call:
         """Start a call: ids, deadline, trace. Logs of this task carry its ids from here on."""
         deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
         trace = self._telemetry.traces.begin(metadata)
         call = Call(method, metadata, request_id(metadata), deadline, trace, desk=self, standing=standing_of(metadata))
         current.set(call.ids)
-        self._in_flight += 1
-        self.idle.clear()
+        self._enter()
         return call
 
     def end(self, call: Call, received_bytes: int, sent_bytes: int, exc: BaseException | None = None) -> QuadrateError | None:
@@ -125,9 +146,7 @@ class Handlers:
         call.trace.end(call.method, outcome, _attributes(call))
         if error is not None or call.standing.tenant != CANARY.tenant:
             log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
-        self._in_flight -= 1
-        if not self._in_flight:
-            self.idle.set()
+        self._leave()
         return error
 
     def _begin(self, name: str, context: Any) -> Call:

@@ -73,6 +73,7 @@ class Server:
         reflection_on: Whether clients may list and describe the services.
         reflection_guard: Who may: it is given a call's headers, and raises QuadrateError for those who may not. None: everybody.
         drain_seconds: How long calls in flight may go on after a signal to stop.
+        notice_seconds: How long new calls are still taken after it was said that nothing serves: callers need a moment to hear of it.
         tls: How the gRPC port speaks TLS. None: it does not. The HTTP port never does.
     """
 
@@ -90,6 +91,7 @@ class Server:
         reflection_on: bool = True,
         reflection_guard: reflection.Guard | None = None,
         drain_seconds: float = 10.0,
+        notice_seconds: float = 0.0,
         tls: ServerTls | None = None,
     ) -> None:
         self.port = port
@@ -100,6 +102,7 @@ class Server:
         self._reflection_on = reflection_on
         self._reflection_guard = reflection_guard
         self._drain_seconds = drain_seconds
+        self._notice_seconds = notice_seconds
         self._tls = tls
         self._handlers = Handlers(telemetry)
         self._telemetry = telemetry
@@ -149,16 +152,17 @@ class Server:
             self._stopping.set()
 
     async def stop(self) -> None:
-        """Say that nothing serves, let calls in flight finish within `drain_seconds`, close both ports."""
+        """Say that nothing serves, take calls for `notice_seconds`, let those in flight finish within `drain_seconds`, close both ports."""
         self._health.fail_all("stopping")
         await self._health.stop()
         if self._grpc is not None:
+            await asyncio.sleep(self._notice_seconds)
             await self._drain(self._grpc)
         await self._http.cleanup()
         self._telemetry.traces.shutdown()
 
     async def _drain(self, server: grpc.aio.Server) -> None:
-        """Refuse new calls and let those in flight finish. Watches on health are not waited for: they would go on for ever."""
+        """Refuse new calls and let those in flight finish. Watches and idle relays are not waited for: they would go on for ever."""
         stopped = asyncio.create_task(server.stop(self._drain_seconds))
         while not stopped.done():
             idle = asyncio.create_task(self._handlers.idle.wait())

@@ -39,6 +39,8 @@ class RelayService:
     """quadrate.v1.RelayService over a handler of EmbedService.Embed."""
 
     descriptor = relay_pb2.DESCRIPTOR.services_by_name["RelayService"]
+    carries_calls = True
+    """A stream lasts as long as its gateway: a process that is to end waits for the calls on it alone."""
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed

@@ -73,6 +73,7 @@ class Worker:
             readiness=self._readiness,
             reflection_on=settings.reflection,
             drain_seconds=settings.drain_seconds,
+            notice_seconds=settings.drain_notice_seconds,
             tls=settings.tls,
         )
         self.scheduler: Scheduler

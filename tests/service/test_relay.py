@@ -213,6 +213,17 @@ async def test_a_retired_stream_ends_with_its_last_answer(peer: Peer, server: Se
     await asyncio.wait_for(stopping, 5)
 
 
+async def test_a_stream_that_nobody_uses_holds_up_no_end(peer: Peer, server: Server, echo: OwnCalls) -> None:
+    """A gateway that does not hear that its worker is about to end keeps its stream open; the call on it alone is waited for."""
+    await embed(peer, "before")
+    last = asyncio.create_task(embed(peer, "wait"))
+    await until(lambda: len(echo.calls) == 2)
+    stopping = asyncio.create_task(server.stop())
+    echo.release.set()
+    assert (await last).model == "wait"
+    await asyncio.wait_for(stopping, 5)  # drain_seconds is 30
+
+
 async def test_a_large_request_goes_by_a_call_of_its_own(peer: Peer, echo: OwnCalls) -> None:
     """Its answer would hold up the small ones."""
     await embed(peer, "large", inputs=MOST_INPUTS + 1)

@@ -322,6 +322,18 @@ async def test_calls_in_flight_finish_while_the_server_drains(server: Server, st
     await stopping
 
 
+async def test_calls_are_taken_until_callers_had_time_to_hear_of_the_end(server: Server, channel: grpc.aio.Channel, stub: Any) -> None:
+    """Health says NOT_SERVING at once, and whoever has not heard it yet is answered."""
+    server._notice_seconds = 0.5
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    stopping = asyncio.create_task(server.stop())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await stub.Embed(embed_pb2.EmbedRequest(model="late"))).model == "late"
+    await stopping
+    assert (await failure(stub.Embed(embed_pb2.EmbedRequest(model="too late")))).code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_an_open_watch_does_not_hold_up_the_end(server: Server, channel: grpc.aio.Channel, stub: Any, echo: Echo) -> None:
     """Watchers are told that nothing serves and nobody waits for them; a call in flight is waited for all the same."""
     watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
