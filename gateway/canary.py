@@ -23,7 +23,8 @@ from quadrate.standing import CANARY
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
-    from gateway.upstreams.replica import Facts, Replica
+    from gateway.upstreams.facts import Facts
+    from gateway.upstreams.replica import Replica
     from gateway.upstreams.routes import Routes
     from quadrate.telemetry import Telemetry
     from quadrate.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -73,7 +74,7 @@ class Canaries:
             now = time.monotonic()
             for replica in (replica for pool in self._routes.pools if pool.route.enabled for replica in pool.replicas):
                 is_due = now - replica.answered_at >= self._interval_seconds and replica not in self._under_way
-                if replica.facts is not None and is_due:
+                if replica.facts is not None and is_due and replica.peer.takes_canaries:
                     self._under_way[replica] = asyncio.create_task(self._ask(replica, replica.facts))
 
     async def _ask(self, replica: Replica, facts: Facts) -> None:
@@ -122,19 +123,26 @@ async def errand_of(task: int, facts: Facts) -> Errand:
         ids = facts.tokenizer.encode([TEXT])[0][:1]
         outputs = [] if options_pb2.DENSE in (facts.card.outputs or (options_pb2.DENSE,)) else facts.card.outputs[:1]
         embed = embed_pb2.EmbedRequest(model=facts.card.name, prompt="", truncation=options_pb2.NONE, outputs=outputs)
-        embed.inputs.add(token_ids=options_pb2.TokenIds(ids=ids))
+        if facts.in_text:
+            embed.inputs.add(text=TEXT)
+        else:
+            embed.inputs.add(token_ids=options_pb2.TokenIds(ids=ids))
         return _errand("embed", embed, facts, len(ids) + facts.tokenizer.special_count)
     question = Question(query=TEXT, documents=[TEXT], name=str)
     limits = DocumentLimits(characters=len(TEXT), tokens=None, truncation=options_pb2.RIGHT)
     tokens = await RerankReader(facts.tokenizer, facts.pair, facts.card.prompts).read(question, limits)
+    if facts.in_text:
+        texts = rerank_pb2.RerankRequest(model=facts.card.name, query=TEXT, documents=[options_pb2.Input(text=TEXT)])
+        return _errand("rerank", texts, facts, tokens.total)
     rerank = rerank_pb2.RerankRequest(model=facts.card.name, query_token_ids=options_pb2.TokenIds(ids=tokens.query))
     rerank.documents.add(token_ids=options_pb2.TokenIds(ids=tokens.documents[0]))
     return _errand("rerank", rerank, facts, tokens.total)
 
 
 def _errand(method: Literal["embed", "rerank"], request: EmbedRequest | RerankRequest, facts: Facts, tokens: int) -> Errand:
-    request.tokenizer_sha256 = facts.card.tokenizer_sha256
-    return Errand(method=method, request=request, read_by=facts, tokens=tokens, principal=_PRINCIPAL)
+    if not facts.in_text:
+        request.tokenizer_sha256 = facts.card.tokenizer_sha256
+    return Errand(method=method, request=request, read_by=facts, tokens=tokens, principal=_PRINCIPAL, in_text=facts.in_text)
 
 
 def _is_answer(answer: EmbedResponse | RerankResponse) -> bool:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.auth.principal import Principal
+    from gateway.quotas.charge import Charge
     from gateway.quotas.quotas import Quotas
     from gateway.upstreams.errand import Errand
     from gateway.upstreams.pool import Pool
     from quadrate.server import Call
+    from quadrate.v1.embed_pb2 import EmbedResponse
+    from quadrate.v1.rerank_pb2 import RerankResponse
 
 
 class Dispatch:
@@ -35,5 +38,16 @@ class Dispatch:
         with call.trace.stage("quota"):
             charge = await self._quotas.charge(errand.principal.name, pool.alias, errand.tokens, call)
         answer = await pool.send(errand, call)
+        if errand.read_by.is_estimate:
+            call.log["tokens"] = _settle(answer, errand, charge)
         call.headers.extend(charge.headers())
         return answer
+
+
+def _settle(answer: EmbedResponse | RerankResponse, errand: Errand, charge: Charge) -> int:
+    """Correct an estimated charge by what the upstream counted, or say in the answer that it is estimated; return the tokens."""
+    if answer.usage.HasField("tokens"):
+        charge.correct(answer.usage.tokens)
+        return answer.usage.tokens
+    answer.usage.tokens, answer.usage.estimated = errand.tokens, True
+    return errand.tokens

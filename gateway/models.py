@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, truncation_for
 from gateway.work import check_contents
+from quadrate.errors import Unimplemented
 from quadrate.inputs import MAX_INPUTS
 from quadrate.v1 import model_pb2, options_pb2
 
@@ -35,8 +36,10 @@ class Models:
         return _card(self._routes.any_task(name, principal))
 
     def tokenizer(self, name: str, principal: Principal) -> TextTokenizer:
-        """Return a model's tokenizer. Raises ModelNotFound, PermissionDenied, Unavailable."""
-        return self._routes.any_task(name, principal).facts.tokenizer
+        """Return a model's tokenizer. Raises ModelNotFound, PermissionDenied, Unavailable, Unimplemented."""
+        pool = self._routes.any_task(name, principal)
+        _check_known(pool)
+        return pool.tokenizer
 
     async def tokenize(self, work: EmbedWork, principal: Principal, call: Call) -> model_pb2.TokenizeResponse:
         """Return the ids that embedding the inputs would read. Runs no model and charges nothing. Raises QuadrateError."""
@@ -45,6 +48,7 @@ class Models:
             call.log["model"] = pool.alias
             call.log["inputs"] = len(work.contents)
             check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
+            _check_known(pool)
             check_ids(work.contents, pool.facts, work.name)
             prompt = prompt_for(pool.facts.card, work.reading)
         with call.trace.stage("tokenise"):
@@ -61,6 +65,13 @@ class Models:
         answer.usage.tokens = tokens.total
         answer.usage.tokens_cut = sum(tokens.cut.values())
         return answer
+
+
+def _check_known(pool: Pool) -> None:
+    if pool.facts.is_estimate and not pool.facts.card.tokenizer_sha256:
+        raise Unimplemented(
+            f"The tokenizer of '{pool.alias}', which a server over HTTP serves, is not known here. An operator may name it in the routes."
+        )
 
 
 def _card(pool: Pool) -> model_pb2.Model:

@@ -26,9 +26,10 @@ from gateway.readiness import Readiness
 from gateway.redis import SharedRedis
 from gateway.reload import Configuration, Reload
 from gateway.reranking import Reranking, RerankLimits
+from gateway.upstreams.http.options import OverHttp
 from gateway.upstreams.routes import Routes
 from gateway.usage import UsagePage
-from quadrate.config.gateway import not_yet_used
+from quadrate.config.features import NAMES
 from quadrate.health import Health
 from quadrate.server import Server
 from quadrate.telemetry import log
@@ -49,7 +50,7 @@ class Gateway:
         self.settings = settings
         self._metrics = telemetry.metrics
         configuration = Configuration.load(settings)
-        self.routes = Routes(configuration.routing, telemetry.metrics)
+        self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings))
         self.redis = _redis(settings, telemetry)
         self.quotas = Quotas(
             configuration.limits,
@@ -92,7 +93,6 @@ class Gateway:
             notice_seconds=settings.drain_notice_seconds,
             tls=settings.tls,
         )
-        _tell_what_is_not_used()
 
     def _services(self, admission: Admission) -> list[Service]:
         settings, dispatch = self.settings, Dispatch(self.quotas)
@@ -156,6 +156,14 @@ def _redis(settings: GatewaySettings, telemetry: Telemetry) -> SharedRedis | Non
     return SharedRedis(settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds, metrics=telemetry.metrics)
 
 
-def _tell_what_is_not_used() -> None:
-    for name in not_yet_used():
-        log.warn("a variable is set that this version does not use", variable=name)
+def _over_http(settings: GatewaySettings) -> OverHttp:
+    for flag in settings.unknown_feature_flags:
+        log.warn("a feature flag is not known to this version", flag=flag, known=NAMES)
+    features = settings.features
+    return OverHttp(
+        tokenizer_name=settings.tokenizer_name,
+        finds_protocol=features.protocol_detection,
+        takes_canaries=features.http_canaries,
+        takes_estimates=features.estimated_tokens,
+        tls=settings.upstream_tls,
+    )

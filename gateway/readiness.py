@@ -101,6 +101,7 @@ def _lines(pools: Sequence[Pool]) -> list[Mapping[str, str]]:
         {
             "name": f"{pool.alias}@{replica.peer.target}",
             "type": replica.upstream.type,
+            "protocol": replica.protocol,
             "status": _status(replica),
             "reason": replica.reason or replica.trouble,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quadrate.cuts import cut_text, in_common
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import choose_prompt, of_another_tokenizer, unreadable
 from quadrate.v1.options_pb2 import LEFT, NONE, Truncation
@@ -12,7 +13,7 @@ from quadrate.v1.options_pb2 import LEFT, NONE, Truncation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.upstreams.replica import Facts
+    from gateway.upstreams.facts import Facts
     from gateway.work import Content, Name, Reading
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
@@ -80,10 +81,36 @@ def check_reader(tokenizer_sha256: str, facts: Facts) -> None:
 
 
 def check_ids(contents: Sequence[Content], facts: Facts, name: Name) -> None:
-    """Refuse token ids that the model does not have. Raises InvalidArgument."""
+    """Refuse token ids that the model does not have, or that cannot be sent to it. Raises InvalidArgument."""
     for position, content in enumerate(contents):
         if type(content) is list:
+            if facts.over_http:
+                _check_over_http(contents, facts, name(position))
             facts.tokenizer.check_ids(content, param=name(position))
+
+
+def _check_over_http(contents: Sequence[Content], facts: Facts, param: str) -> None:
+    if not facts.takes_ids:
+        raise InvalidArgument(
+            f"'{facts.card.name}' is served by a server over HTTP, where ids may mean other tokens. Send texts.", param=param
+        )
+    if any(type(content) is str for content in contents):
+        raise InvalidArgument(f"'{facts.card.name}' takes texts or token ids in one request, and this one has both.", param=param)
+
+
+def as_texts(contents: Sequence[Content], prompt: str, tokens: Tokens, tokenizer: TextTokenizer, *, truncation: int) -> list[str]:
+    """Return texts as the model is to read them, for those who are not sent ids: with the prompt, and cut where `tokens` were.
+
+    A text is cut where a token ends; what is left of it may be read as fewer tokens than were counted, and seldom as one more.
+    """
+    texts = []
+    for position, content in enumerate(contents):
+        text = tokenizer.trim(str(content), truncation, param="", prompt=prompt)  # type: ignore[arg-type] # an enum's number
+        if position in tokens.cut:
+            ids, prompt_ids = (tokenizer.encode([one])[0] for one in (text, prompt))
+            text = cut_text(text, tokenizer.spans(text), len(tokens.ids[position]), truncation, head=in_common(ids, prompt_ids))
+        texts.append(text)
+    return texts
 
 
 def fit(
@@ -123,6 +150,14 @@ def fit(
         ids.append(content)
         total += length
     return Tokens(ids, cut, total)
+
+
+def not_counted(param: str) -> InvalidArgument:
+    """Return the error for what needs tokens to be counted, where nobody can."""
+    return InvalidArgument(
+        f"{param} counts tokens, and the tokenizer of this model is not known here. Leave it out; an operator may name the tokenizer.",
+        param=param,
+    )
 
 
 def check_total(total: int, limit: int, *, names: str) -> None:

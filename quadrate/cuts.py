@@ -27,6 +27,23 @@ def cut(ids: Sequence[int], room: int, truncation: int, *, head: int = 0) -> Seq
     return [*ids[:head], *ids[head + excess :]] if 0 < head < room else ids[excess:]
 
 
+def cut_text(text: str, spans: Sequence[tuple[int, int]], room: int, truncation: int, *, head: int = 0) -> str:
+    """Return the part of a text that `cut` keeps of its ids: up to the end of the last that stays, or from the first.
+
+    Args:
+        text: What the ids are of.
+        spans: Where each of them begins and ends in it, in characters; more of them than `room`.
+        room: As in `cut`.
+        truncation: LEFT or RIGHT.
+        head: As in `cut`.
+    """
+    if truncation == RIGHT:
+        return text[: spans[room - 1][1]]
+    kept = head if 0 < head < room else 0
+    excess = len(spans) - room
+    return (text[: spans[kept][0]] if kept else "") + text[spans[kept + excess][0] :]
+
+
 def in_common(ids: Sequence[int], head_ids: Sequence[int]) -> int:
     """Return how many ids both begin with. Where a prompt and its text meet, a token of both may stand: it is the text's."""
     return next(

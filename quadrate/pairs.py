@@ -58,6 +58,25 @@ class PairLayout:
             raise ValueError("an instruction is needed if the query's template holds {instruction}, and only then")
 
     @classmethod
+    def around(cls, ids: Sequence[int], owners: Sequence[int | None]) -> Self:
+        """Return the layout of a tokenizer that reads pairs.
+
+        Args:
+            ids: What it makes of two texts together.
+            owners: For each of them 0 or 1, the text that it is of, or None.
+
+        Raises ValueError if it does not put the two one after the other.
+        """
+        if 0 not in owners or 1 not in owners:
+            raise ValueError("reads no pairs")
+        first, second = owners.index(0), owners.index(1)
+        last = len(owners) - owners[::-1].index(1)
+        infix = len(owners) - owners[::-1].index(0)
+        if not first < infix <= second < last or {*owners[first:infix]} != {0} or {*owners[second:last]} != {1}:
+            raise ValueError("does not put a pair's texts one after the other")
+        return cls(prefix_ids=tuple(ids[:first]), infix_ids=tuple(ids[infix:second]), suffix_ids=tuple(ids[last:]))
+
+    @classmethod
     def of(cls, message: model_pb2.PairLayout) -> Self:
         """Return the layout that a model's card carries. Raises ValueError."""
         return cls(

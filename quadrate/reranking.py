@@ -69,6 +69,7 @@ class RerankTokens:
         cut: Tokens that were cut of each document.
         shortened: The places of the documents that had too many characters; what was cut of them so is not in `cut`.
         total: Tokens that are read in all.
+        read: The documents as they were read, cut to so many characters, but not yet to so many tokens.
     """
 
     query: Ids
@@ -77,6 +78,7 @@ class RerankTokens:
     cut: list[int]
     shortened: list[int]
     total: int
+    read: Sequence[Content]
 
     @property
     def places_cut(self) -> list[int]:
@@ -126,7 +128,7 @@ class RerankReader:
             cut.append(removed)
         counts = [self._count(query, ids) for ids in kept]
         apart = 0 if self._pair else self._tokenizer.count(query)
-        return RerankTokens(query, kept, counts, cut, shortened, sum(counts) + apart)
+        return RerankTokens(query, kept, counts, cut, shortened, sum(counts) + apart, documents)
 
     def _check_instruction(self, question: Question) -> None:
         if not question.instruction:

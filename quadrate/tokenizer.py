@@ -114,6 +114,16 @@ class TextTokenizer:
             param=param,
         )
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where each content id of a text begins and ends in it, in characters."""
+        found: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return found
+
+    def pair(self) -> tuple[list[int], list[int | None]]:
+        """Return the ids that it makes of two short texts together, and for each the text that it is of: 0, 1, or None for neither."""
+        found = self._tokenizer.encode("a", "b")
+        return found.ids, found.sequence_ids
+
     def check_ids(self, ids: Sequence[int], *, param: str) -> None:
         """Refuse content ids that this model cannot have.
 

@@ -10,6 +10,7 @@ A request is charged once, whatever happens here: all of it is one send to those
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 import weakref
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.upstreams.errand import Errand
-    from gateway.upstreams.replica import Facts, Replica
+    from gateway.upstreams.facts import Facts
+    from gateway.upstreams.replica import Replica
     from quadrate.config.routing import Route
     from quadrate.errors import QuadrateError
     from quadrate.server import Call
@@ -90,12 +92,22 @@ class Pool:
         first = min((replica.upstream.priority for replica in found), default=0)
         self._serving = [replica for replica in found if replica.upstream.priority == first]
         if self._serving:
-            self.known = self._serving[0].facts
+            self.known = self._choose_reader()
             # Ids of one tokenizer mean nothing to another: those that read text differently wait until the others are gone.
-            self._serving = [replica for replica in self._serving if _reads_alike(replica.facts, self.known)]
+            self._serving = [replica for replica in self._serving if self.known.in_text or _reads_alike(replica.facts, self.known)]
         for replica in self.replicas:
             if replica.peer.pulse.is_stuck or (replica.peer.pulse.is_suspect and self._serving and replica not in self._serving):
                 replica.let_go()
+
+    def _choose_reader(self) -> Facts:
+        """Return what requests are read by: a worker's facts before a server's over HTTP, which may only guess how it reads.
+
+        Where a server over HTTP may be asked, now or later, requests are texts, so that each of the replicas can be.
+        """
+        found = [replica.facts for replica in self._serving if replica.facts is not None]
+        chosen = next((facts for facts in found if not facts.over_http), found[0])
+        may_need_text = any(replica.protocol != "grpc" for replica in self.replicas)
+        return dataclasses.replace(chosen, in_text=True) if may_need_text and not chosen.in_text else chosen
 
     def _judge(self) -> None:
         """Put aside what does worse than its like."""
@@ -131,7 +143,8 @@ class Pool:
         A replica that has come since the ids were made may read text differently. So may one that loaded another revision meanwhile; it
         is told whose ids these are, and has the former engine ready for them a while.
         """
-        errand.request.tokenizer_sha256 = errand.read_by.card.tokenizer_sha256
+        if not errand.in_text:
+            errand.request.tokenizer_sha256 = errand.read_by.card.tokenizer_sha256
         self._budget.deposit()
         replica = self._pick(errand, call)
         if replica is None:
@@ -224,10 +237,9 @@ class Pool:
 
     def _pick(self, errand: Errand, call: Call, besides: Sequence[Replica] = ()) -> Replica | None:
         """Return the less loaded of two at random that read the ids and have room, load by weight. None if there is none."""
-        read_by = errand.read_by
         others = [replica for replica in self._serving if replica not in besides and not _closed_seconds(replica, errand, call)]
-        serving = [replica for replica in others if _reads_alike(replica.facts, read_by)]
-        serving = serving or [replica for replica in others if _reads_alike(replica.former, read_by)]
+        serving = [replica for replica in others if _reads(replica.facts, errand)]
+        serving = serving or [replica for replica in others if _reads(replica.former, errand)]
         if len(serving) <= 1:
             return serving[0] if serving else None
         one, other = random.sample(serving, 2)
@@ -256,6 +268,11 @@ def _closed_seconds(replica: Replica, errand: Errand, call: Call) -> float:
     if not replica.refusals:
         return 0.0
     return replica.refusals.seconds(call.standing, tokens=errand.tokens, left_seconds=call.remaining_seconds())
+
+
+def _reads(facts: Facts | None, errand: Errand) -> bool:
+    """Whether a replica of these facts understands what an errand holds: any its texts, those of the same tokenizer its ids."""
+    return facts is not None and (errand.in_text or (_reads_alike(facts, errand.read_by) and facts.takes_ids))
 
 
 def _reads_alike(one: Facts | None, other: Facts | None) -> bool:

@@ -14,13 +14,13 @@ import asyncio
 import contextlib
 import random
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway.overload.refusals import Refusals
+from gateway.upstreams.facts import Facts, PeerAway
 from gateway.upstreams.outliers import Record
 from gateway.upstreams.peers import Lost
 from gateway.upstreams.tokenizers import TokenizerError
@@ -34,30 +34,22 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gateway.upstreams.errand import Errand
+    from gateway.upstreams.http.peer import HttpPeer
     from gateway.upstreams.peers import Peer
     from gateway.upstreams.tokenizers import Tokenizers
     from quadrate.config.routing import Route, Upstream
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
-    from quadrate.tokenizer import TextTokenizer
+
+    AnyPeer = Peer | HttpPeer
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 1.0
 REFRESH_SECONDS = 1.0
 """How often a serving model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
-_NO_HTTP = "it does not speak quadrate.v1 over gRPC, and upstreams that speak HTTP are not served by this version"
-_NO_TLS = "TLS to upstreams is not served by this version; write grpc:// or http://"
+_HTTP1 = "http1"
+"""What gRPC says where somebody answers in HTTP/1: `Trying to connect an http1.x server`."""
 _NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a serving replica said of itself."""
-
-    card: model_pb2.Model
-    tokenizer: TextTokenizer
-    pair: PairLayout | None = None
-    """How a reranker reads query and document together; None for models that read texts alone."""
 
 
 class TooSlow(DeadlineExceeded):
@@ -71,17 +63,30 @@ class Replica:
         route: Whose model it is.
         task: What the route's model is for, a number of model_pb2.Task.
         upstream: The entry of the routing file that names the worker.
-        peer: The worker.
+        peer: The worker, or a server that speaks HTTP.
+        other: The same server by another protocol, where it is not known which it speaks: the first that answers is taken.
         changed: Called when it begins or ceases to serve.
     """
 
     def __init__(
-        self, *, route: Route, task: int, upstream: Upstream, peer: Peer, metrics: Metrics, changed: Callable[[Replica], None]
+        self,
+        *,
+        route: Route,
+        task: int,
+        upstream: Upstream,
+        peer: AnyPeer,
+        metrics: Metrics,
+        changed: Callable[[Replica], None],
+        other: AnyPeer | None = None,
     ) -> None:
         self.route = route
         self.task = task
         self.upstream = upstream
         self.peer = peer
+        self.peers: tuple[AnyPeer, ...] = (peer,) if other is None else (peer, other)
+        """The server by each protocol that it may speak; `peer` is the one that it answered last."""
+        self.protocol = "" if other is not None else peer.protocol
+        """What it speaks: `grpc`, `http`, or nothing while that is not known."""
         self.facts: Facts | None = None
         """Set exactly while it serves."""
         self.former: Facts | None = None
@@ -139,9 +144,6 @@ class Replica:
 
     async def follow(self, tokenizers: Tokenizers) -> None:
         """Keep `facts` true for as long as the task runs."""
-        if any(url.startswith(("https:", "grpcs:")) for url in (self.upstream.url, *self.upstream.replicas)):
-            self._away(_NO_TLS)
-            return
         self.peer.pulse.listen(self._hear)
         try:
             await self._follow(tokenizers)
@@ -162,17 +164,46 @@ class Replica:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                card = await self._find()
+                card = await self._find() if await self._meet() else None
                 if card is not None and await self._watch(card.name, tokenizers):
                     pause = FIRST_PAUSE_SECONDS
             except grpc.aio.AioRpcError as exc:
                 self._away(self._explain(exc))
-            except TokenizerError as exc:
+            except (TokenizerError, PeerAway) as exc:
                 self._away(str(exc))
             except Exception as exc:  # noqa: BLE001 - whatever a worker says, it is told and asked again
                 self._away(f"what it answers cannot be understood ({type(exc).__name__})")
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, guards nothing
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _meet(self) -> bool:
+        """Find out which protocol the server speaks, if that is not sure; tell whether it answers."""
+        if len(self.peers) == 1:
+            return True
+        reasons = []
+        for peer in self.peers:
+            try:
+                await peer.models()
+            except grpc.aio.AioRpcError as exc:
+                reasons.append(self._explain(exc))
+            except (TokenizerError, PeerAway) as exc:
+                reasons.append(str(exc))
+            else:
+                self._speak(peer)
+                return True
+        over_grpc, over_http = reasons
+        same = over_http == "cannot be reached"
+        self._away(over_http if same else f"over HTTP {over_http}; and {over_grpc}")
+        return False
+
+    def _speak(self, peer: AnyPeer) -> None:
+        if peer is not self.peer:
+            self.peer.pulse.unlisten(self._hear)
+            self.peer = peer
+            peer.pulse.listen(self._hear)
+        if self.protocol != peer.protocol:
+            self.protocol = peer.protocol
+            log.info("upstream speaks", model=self.route.model, upstream=peer.target, protocol=peer.protocol)
 
     async def send(self, errand: Errand, call: Call) -> Any:
         """Call the worker and return its answer.
@@ -180,8 +211,8 @@ class Replica:
         The caller's name, its deadline, its trace and its request id go along; if the caller leaves, the worker's call is cancelled.
         Raises QuadrateError: Lost if the worker was lost or let go, TooSlow if it took longer than the route allows.
         """
-        timeout = self._time_left(call)
-        ahead = self.peer.outstanding_tokens = self.peer.outstanding_tokens + errand.tokens
+        timeout, peer = self._time_left(call), self.peer
+        ahead = peer.outstanding_tokens = peer.outstanding_tokens + errand.tokens
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._under_way.add(task)
         started = time.perf_counter()
@@ -197,7 +228,7 @@ class Replica:
             return answer
         finally:
             self._under_way.discard(task)
-            self.peer.outstanding_tokens -= errand.tokens
+            peer.outstanding_tokens -= errand.tokens
             self._latency.observe(time.perf_counter() - started)
 
     async def _send(self, errand: Errand, call: Call, timeout: float | None) -> Any:  # noqa: ASYNC109 - it travels on
@@ -282,7 +313,7 @@ class Replica:
                     await self._serve(tokenizers)
             except grpc.aio.AioRpcError:
                 continue  # the Watch tells if it is lost
-            except TokenizerError as exc:
+            except (TokenizerError, PeerAway) as exc:
                 self._away(str(exc))
             except Exception as exc:  # noqa: BLE001 - as in `follow`
                 self._away(f"what it answers cannot be understood ({type(exc).__name__})")
@@ -291,7 +322,7 @@ class Replica:
         card = await self._find(max_age_seconds=REFRESH_SECONDS / 2)
         if card is None or card.state != model_pb2.MODEL_STATE_READY or _lasting(card) == _lasting(before.card):
             return
-        after = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
+        after = await self._read(card, tokenizers)
         if self.facts is before:  # the Watch may have told something newer meanwhile
             self.facts, self.former = after, before
             log.info("upstream serves another revision", model=self.route.model, upstream=self.peer.target, revision=card.revision)
@@ -301,13 +332,19 @@ class Replica:
         card = await self._find()
         if card is None:
             return False
-        self.facts = Facts(card, await tokenizers.of(card, self.peer), _pair(card))
+        self.facts = await self._read(card, tokenizers)
         self.reason = ""
         self.record.forget()
         self.answered_at, self.doubt = time.monotonic(), ""
         log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
         self._changed(self)
         return True
+
+    async def _read(self, card: model_pb2.Model, tokenizers: Tokenizers) -> Facts:
+        """Return what requests for a card's model are read by. Raises TokenizerError, PeerAway, grpc.aio.AioRpcError."""
+        if self.peer.protocol == "http":
+            return await self.peer.facts()
+        return Facts(card, await tokenizers.of(card, self.peer), _pair(card))
 
     async def _find_reason(self) -> None:
         self._away("its health says that it does not serve")
@@ -331,8 +368,8 @@ class Replica:
         unreached = error.code() is grpc.StatusCode.UNAVAILABLE and any(word in text.lower() for word in _NOT_REACHED)
         if unreached or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return "cannot be reached"
-        if self.upstream.type != "grpc":
-            return _NO_HTTP
+        if _HTTP1 in text.lower():
+            return "it does not speak quadrate.v1 over gRPC; if it is a server with an HTTP API, say type: openai"
         return f"{error.code().name}: {text[:200]}"
 
 

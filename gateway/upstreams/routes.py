@@ -15,22 +15,32 @@ import gc
 from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
 
+from gateway.upstreams.http.options import OverHttp
+from gateway.upstreams.http.peer import HttpPeer
+from gateway.upstreams.http.tokenizers import NamedTokenizers
 from gateway.upstreams.peers import Peer
 from gateway.upstreams.pool import Pool
 from gateway.upstreams.replica import Replica
 from gateway.upstreams.table import EMBED, RERANK, Table
 from gateway.upstreams.tokenizers import Tokenizers
+from quadrate.config.tls import ClientTls
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gateway.auth.principal import Principal
+    from gateway.upstreams.replica import AnyPeer
     from quadrate.config.routing import Route, RoutingFile, Upstream
+    from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
+
+    WorkerKey = tuple[str, Stamp | None]
+    """Its address, and by which files it is called over TLS."""
 
 WARM_UP_SECONDS = 10.0
 """A model that is served now and would be served by others from now on has so long to be served by them before the switch."""
+_TLS_SCHEMES = ("grpcs:", "https:")
 RELEASE_SECONDS = 0.5
 """How often is looked whether the last request has left what went."""
 COLLECT_EVERY = 60
@@ -40,9 +50,15 @@ COLLECT_EVERY = 60
 class Routes:
     """All routes, and the connections to all workers. An async context manager: inside it, health is followed."""
 
-    def __init__(self, file: RoutingFile, metrics: Metrics) -> None:
+    def __init__(self, file: RoutingFile, metrics: Metrics, *, over_http: OverHttp = OverHttp()) -> None:  # noqa: B008 - frozen
         self._metrics = metrics
-        self._peers: dict[str, Peer] = {}
+        self._tls = over_http.tls or ClientTls()
+        self._stamp = self._read_stamp = self._tls.stamp()
+        """By which files of TLS the upstreams of the table in force are called, and those of the table that is being made."""
+        self._over_http = over_http
+        self._named = NamedTokenizers(over_http.tokenizer_name)
+        self._workers: dict[WorkerKey, Peer] = {}
+        self._servers: set[HttpPeer] = set()
         self._listeners: list[Callable[[], None]] = []
         self._tokenizers = Tokenizers()
         self._following: dict[Replica, asyncio.Task[None]] = {}
@@ -64,7 +80,7 @@ class Routes:
     @property
     def targets(self) -> set[str]:
         """The `host:port` of all workers that connections are open to, those that are being let go included."""
-        return set(self._peers)
+        return {peer.target for peer in self._peers()}
 
     def find(self, task: int, name: str, principal: Principal) -> Pool:
         """See Table."""
@@ -106,7 +122,7 @@ class Routes:
                     self._release = asyncio.create_task(self._release_unused())
 
     def _switch(self, file: RoutingFile, table: Table) -> None:
-        before, self._file, self._table = self.pools, file, table
+        before, self._file, self._table, self._stamp = self.pools, file, table, self._read_stamp
         self._beside.difference_update(table.pools)
         self._beside.update(pool for pool in before if pool not in table.pools)
         self._measure()
@@ -125,10 +141,11 @@ class Routes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(peer.close() for peer in self._peers.values()))
+        await asyncio.gather(*(peer.close() for peer in self._peers()))
 
     def _read(self, file: RoutingFile) -> Table:
-        """Return the table of a file, made of the pools there are as far as they are what it says."""
+        """Return the table of a file, made of the pools there are as far as they are what it says. Raises ConfigError for files of TLS."""
+        self._read_stamp = self._tls.stamp()
         wanted = [(EMBED, route) for route in file.embeddings] + [(RERANK, route) for route in file.rerank]
         return Table(self._pool(route, task) for task, route in wanted)
 
@@ -148,17 +165,30 @@ class Routes:
         for upstream in route.groups:
             for target in upstream.targets:
                 kept = next((one for one in before if one.peer.target == target and _is_of(one, route, upstream)), None)
+                if kept is not None and self._stamp != self._read_stamp and upstream.url_of(target).startswith(_TLS_SCHEMES):
+                    kept = None  # what it is called by was renewed
                 found.append(kept or self._replica(route, task, upstream, target))
         return found
 
     def _replica(self, route: Route, task: int, upstream: Upstream, target: str) -> Replica:
-        peer = self._peer(target)
-        return Replica(route=route, task=task, upstream=upstream, peer=peer, metrics=self._metrics, changed=self._changed)
+        peer, *others = self._ways(route, task, upstream, target)
+        other = others[0] if others else None
+        return Replica(route=route, task=task, upstream=upstream, peer=peer, other=other, metrics=self._metrics, changed=self._changed)
 
-    def _peer(self, target: str) -> Peer:
-        found = self._peers.get(target)
+    def _ways(self, route: Route, task: int, upstream: Upstream, target: str) -> list[AnyPeer]:
+        """Return how a server may be spoken to, the likeliest way first. A worker has one peer for all of its models."""
+        if upstream.type == "grpc":
+            return [self._worker(target, is_secure=upstream.url_of(target).startswith(_TLS_SCHEMES))]
+        server = HttpPeer(route=route, task=task, upstream=upstream, target=target, tokenizers=self._named, options=self._over_http)
+        self._servers.add(server)
+        may_be_worker = upstream.type != "openai" and upstream.url_of(target).startswith("http:") and "/" not in target
+        return [self._worker(target), server] if may_be_worker and self._over_http.finds_protocol else [server]
+
+    def _worker(self, target: str, *, is_secure: bool = False) -> Peer:
+        key = target, self._read_stamp if is_secure else None
+        found = self._workers.get(key)
         if found is None:
-            found = self._peers[target] = Peer(target)
+            found = self._workers[key] = Peer(target, self._tls if is_secure else None)
         return found
 
     def _follow(self, pools: Iterable[Pool]) -> None:
@@ -211,23 +241,29 @@ class Routes:
             for task in (tasks := [self._following.pop(replica) for replica in gone]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            unused = self._peers.keys() - {replica.peer.target for replica in used}
-            idle = [self._peers.pop(target) for target in unused if not self._peers[target].outstanding_tokens]
+            unused = self._peers() - {peer for replica in used for peer in replica.peers}
+            idle = [peer for peer in unused if not peer.outstanding_tokens]
+            self._servers.difference_update(idle)
+            self._workers = {key: peer for key, peer in self._workers.items() if peer not in idle}
             await asyncio.gather(*(peer.close() for peer in idle))
             for peer in idle:
                 log.info("upstream let go", upstream=peer.target)
         return len(idle) < len(unused)
+
+    def _peers(self) -> set[AnyPeer]:
+        return {*self._workers.values(), *self._servers}
 
     def _measure(self) -> None:
         """Let gauges read what is so when they are asked."""
         pools = [pool for pool in self.pools if pool.route.enabled]
         for name in ("router_upstream_outstanding_tokens", "router_upstream_serving"):
             self._metrics.forget(name)
-        for peer in {replica.peer for pool in self.pools for replica in pool.replicas}:
-            replicas = [replica for pool in pools for replica in pool.replicas if replica.peer is peer]
-            gauge = self._metrics.gauge("router_upstream_outstanding_tokens", peer.target)
-            gauge.set_function(lambda peer=peer: float(peer.outstanding_tokens))  # type: ignore[misc] # a default binds the loop's value
-            gauge = self._metrics.gauge("router_upstream_serving", peer.target)
+        for target in {replica.peer.target for pool in self.pools for replica in pool.replicas}:
+            peers = {peer for pool in self.pools for replica in pool.replicas for peer in replica.peers if peer.target == target}
+            replicas = [replica for pool in pools for replica in pool.replicas if replica.peer.target == target]
+            gauge = self._metrics.gauge("router_upstream_outstanding_tokens", target)
+            gauge.set_function(lambda found=peers: float(sum(one.outstanding_tokens for one in found)))  # type: ignore[misc] # a default binds the loop's value
+            gauge = self._metrics.gauge("router_upstream_serving", target)
             gauge.set_function(lambda found=replicas: float(bool(found) and all(one.facts for one in found)))  # type: ignore[misc] # as above
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quadrate.cli import assemble, preflight
 from quadrate.cli.plan import Folder
 from quadrate.config.auth import load_auth
-from quadrate.config.gateway import not_yet_used
+from quadrate.config.gateway import load_gateway_settings
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.edge import command, render
 from quadrate.errors import ConfigError, StoreError
@@ -70,8 +70,8 @@ def _limits(config: Path) -> str:
 
 def _environment(options: Options) -> str:
     preflight.check_environment(options.precision)
-    unused = not_yet_used()
-    return f"good, but {', '.join(unused)} change nothing in this version" if unused else "nothing wrong"
+    unknown = load_gateway_settings().unknown_feature_flags
+    return f"good, but ROUTER_FEATURE_FLAGS names what is not known: {', '.join(unknown)}" if unknown else "nothing wrong"
 
 
 def _envoy(options: Options) -> str:

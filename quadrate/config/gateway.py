@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.features import Features, read_flags
 from quadrate.config.shipped import shipped
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
-
-NOT_YET_USED = ("ROUTER_TOKENIZER_NAME", "ROUTER_FEATURE_FLAGS")
-"""Names of an earlier deployment that this version accepts and does not act on. The gateway says so at start if one is set."""
 
 
 class GatewaySettings(BaseSettings):
@@ -102,6 +96,14 @@ class GatewaySettings(BaseSettings):
     is free the fewer; more are refused as overloaded, those of streams wait."""
     max_mib_in_flight: int = pydantic.Field(default=256, ge=16)
     """The most MiB of requests at a time, as they came, shared by the same rule. In memory they take several times as much."""
+    tokenizer_name: str = ""
+    """The tokenizer of models behind HTTP whose routes name none: a `tokenizer.json`, a folder with one, or a repository of the hub,
+    perhaps with `@` and a commit. Workers hand over their own. Empty: such models are charged an upper bound, corrected by what their
+    servers report."""
+    feature_flags: str = ""
+    """What is switched off, or on again, by name, separated by commas: `-http_canaries` or `http_canaries=off`. Names:
+    `protocol_detection`, `http_canaries`, `estimated_tokens`; docs/routing.md explains them. Unknown ones are told in the log and change
+    nothing."""
     allow_disabled_models: bool = False
     """Whether the list of models names disabled ones, too. They cannot be called either way."""
     metrics_peers: Annotated[tuple[str, ...], NoDecode] = ()
@@ -116,6 +118,22 @@ class GatewaySettings(BaseSettings):
         raise ValueError(
             "is no redis://, rediss:// or unix:// URL, such as redis://redis:6379/0 (special characters of a password: %-encoded)"
         )
+
+    @pydantic.field_validator("feature_flags")
+    @classmethod
+    def _check_flags(cls, value: str) -> str:
+        read_flags(value)
+        return value
+
+    @property
+    def features(self) -> Features:
+        """What is on."""
+        return read_flags(self.feature_flags)[0]
+
+    @property
+    def unknown_feature_flags(self) -> tuple[str, ...]:
+        """The flags that mean nothing to this version."""
+        return read_flags(self.feature_flags)[1]
 
     @pydantic.model_validator(mode="after")
     def _check_tls(self) -> Self:
@@ -160,12 +178,6 @@ def load_gateway_settings() -> GatewaySettings:
     except pydantic.ValidationError as exc:
         lines = [f"{_variable(error['loc'])}{error['msg'].removeprefix('Value error, ')}" for error in exc.errors()]
         raise ConfigError("\n".join(lines)) from exc
-
-
-def not_yet_used(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the accepted names that are set and change nothing in this version."""
-    given = os.environ if environment is None else environment
-    return tuple(name for name in NOT_YET_USED if given.get(name))
 
 
 def _is_redis_url(url: str) -> bool:

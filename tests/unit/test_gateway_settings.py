@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quadrate.config.gateway import load_gateway_settings, not_yet_used
+from quadrate.config.features import Features
+from quadrate.config.gateway import load_gateway_settings
 from quadrate.errors import ConfigError
 
 
@@ -48,8 +49,13 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
         load_gateway_settings()
 
 
-def test_names_without_effect_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An earlier deployment's names are accepted; the gateway says that they change nothing."""
-    monkeypatch.setenv("ROUTER_TOKENIZER_NAME", "BAAI/bge-m3")
-    load_gateway_settings()
-    assert not_yet_used() == ("ROUTER_TOKENIZER_NAME",)
+def test_flags_switch_features_off_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, in either of two ways; what an earlier deployment had besides is told, and changes nothing."""
+    assert load_gateway_settings().features == Features()
+    monkeypatch.setenv("ROUTER_FEATURE_FLAGS", "-http-canaries, estimated_tokens=off, protocol_detection, new_ui, -old=yes")
+    settings = load_gateway_settings()
+    assert settings.features == Features(http_canaries=False, estimated_tokens=False)
+    assert settings.unknown_feature_flags == ("new_ui", "-old=yes")
+    monkeypatch.setenv("ROUTER_FEATURE_FLAGS", "http_canaries=perhaps")
+    with pytest.raises(ConfigError, match="ROUTER_FEATURE_FLAGS: 'http_canaries=perhaps' is neither on nor off"):
+        load_gateway_settings()

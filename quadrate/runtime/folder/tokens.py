@@ -178,18 +178,14 @@ def _around(path: Path, tokenizer: tokenizers.Tokenizer, *, knows_types: bool) -
     """Find what the tokenizer puts before, between and after two texts, and which of them it gives types."""
     found = _encode(path, tokenizer, "a", "b")
     owners = found.sequence_ids
-    if 0 not in owners or 1 not in owners:
-        raise ConfigError(f"{path / 'tokenizer.json'}: reads no pairs; give `pair` in the model's card.")
-    first, second = owners.index(0), owners.index(1)
-    last = len(owners) - owners[::-1].index(1)
-    infix = len(owners) - owners[::-1].index(0)
-    if not first < infix <= second < last or {*owners[first:infix]} != {0} or {*owners[second:last]} != {1}:
-        raise ConfigError(f"{path / 'tokenizer.json'}: does not put a pair's texts one after the other; give `pair` in the model's card.")
+    try:
+        layout = PairLayout.around(found.ids, owners)
+    except ValueError as error:
+        raise ConfigError(f"{path / 'tokenizer.json'}: {error}; give `pair` in the model's card.") from error
+    second = owners.index(1)
     types = [int(place >= second) for place in range(len(owners))]
     if knows_types and any(found.type_ids) and found.type_ids != types:
         raise ConfigError(f"{path / 'tokenizer.json'}: gives a pair the token types {found.type_ids}; this version serves {types}.")
-    ids = found.ids
-    layout = PairLayout(prefix_ids=tuple(ids[:first]), infix_ids=tuple(ids[infix:second]), suffix_ids=tuple(ids[last:]))
     return layout, knows_types and any(found.type_ids)
 
 
