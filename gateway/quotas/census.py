@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LISTED_SECONDS = 10.0
 """How long a gateway counts that no longer says so."""
 KEY = f"{PREFIX}gateways"
-_CENSUS = Script("census.lua")
+_CENSUS = Script.read("census.lua")
 
 
 class Census:

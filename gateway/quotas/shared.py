@@ -32,7 +32,7 @@ MOST_WAITING = 20_000
 """Settlements that wait for their turn. More are let go: leases end by themselves, and what was to be given back is not."""
 
 
-CHARGE, SETTLE = Script("charge.lua"), Script("settle.lua")
+CHARGE, SETTLE = Script.read("charge.lua"), Script.read("settle.lua")
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +70,13 @@ class SharedStore:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         undo = _settlement(rules, [-cost for cost in costs], lease)
         self._order(_Order(CHARGE, [rule.key for rule in rules], [lease, lease_us, *chain.from_iterable(parts)], future, undo))
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None and future.result().allowed:  # it had just been carried out
+                undo.arguments[1] = future.result().now_us
+                self._order(undo)
+            raise
 
     def settle(self, rules: Sequence[Rule], changes: Sequence[float], lease: str, charged_us: float) -> None:
         """Change what a charge took by so much of each rule, and end its leases, soon; nobody waits for it."""

@@ -1,0 +1,195 @@
+"""Limits counted in Redis do what the model does, which is what the store in the process does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+from redis import Redis
+
+from gateway.quotas import shared as shared_module
+from gateway.quotas.rules import SECOND_US, Rule
+from gateway.quotas.script import Script
+from gateway.quotas.shared import SharedStore
+from gateway.redis import RedisAway, SharedRedis
+from quadrate.telemetry import Metrics
+from tests.processes import eventually
+from tests.quota_model import StoreMachine
+from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from gateway.quotas.rules import Reply
+
+CLOCK = "test:clock"
+TIMEOUT_SECONDS = 5.0
+
+
+@pytest.fixture
+async def server(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A running Redis."""
+    async with RedisServer(require_program("redis-server"), tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(server: RedisServer) -> AsyncIterator[SharedRedis]:
+    """A connection to it."""
+    async with SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as redis:
+        yield redis
+
+
+@pytest.fixture
+def moved_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let scripts read the time from a key of the test's; it is the only thing about them that differs."""
+    for name in ("CHARGE", "SETTLE"):
+        script: Script = getattr(shared_module, name)
+        text = script.text.replace("redis.call('TIME')", f"cjson.decode(redis.call('GET', '{CLOCK}'))")
+        assert text != script.text
+        moved = Script.of(text)
+        monkeypatch.setattr(shared_module, name, moved)
+
+
+class InRedis:
+    """The shared store, driven from code that does not wait, by a clock of the test's."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._runner = asyncio.Runner()
+        self._redis = SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router"))
+        self._store = SharedStore(self._redis)
+        self._clock = Redis.from_url(server.url, protocol=2)
+
+    def set_clock(self, now_us: int) -> None:
+        """Let it be so late."""
+        self._clock.set(CLOCK, f"[{now_us // SECOND_US}, {now_us % SECOND_US}]")
+
+    def charge(self, rules: Sequence[Rule], costs: Sequence[float], lease: str, lease_us: float) -> Reply:
+        """Charge the store."""
+        return self._runner.run(self._store.charge(rules, costs, lease, lease_us))
+
+    def settle(self, rules: Sequence[Rule], changes: Sequence[float], lease: str, charged_us: float) -> None:
+        """Settle with the store, and wait until it is done."""
+
+        async def settle() -> None:
+            self._store.settle(rules, changes, lease, charged_us)
+            await self._store.drain()
+
+        self._runner.run(settle())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._runner.run(self._redis.__aexit__())
+        self._runner.close()
+        self._clock.close()
+
+
+def bucket(capacity: float = 10.0, each: float = 60.0 * SECOND_US) -> Rule:
+    """A bucket that regains next to nothing while a test runs."""
+    return Rule(kind="bucket", key="quadrate:quota:x", name="requests", counts="requests", capacity=capacity, each=each, largest=capacity)
+
+
+def leases(capacity: float = 2.0) -> Rule:
+    """A limit of requests under way."""
+    return Rule(kind="leases", key="quadrate:quota:l", name="concurrent_requests", counts="requests", capacity=capacity, largest=capacity)
+
+
+@pytest.mark.usefixtures("moved_clock")
+async def test_the_store_in_redis_does_what_the_model_does(server: RedisServer) -> None:
+    """Whatever is charged, given back and corrected, in any order, with any limits, as time passes."""
+
+    class Machine(StoreMachine):
+        store: Any = None
+
+    def run() -> None:
+        Machine.store = InRedis(server)
+        try:
+            run_state_machine_as_test(Machine, settings=settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck)))
+        finally:
+            Machine.store.close()
+
+    await asyncio.to_thread(run)
+
+
+async def test_many_callers_at_once_get_what_there_is_and_no_more(redis: SharedRedis) -> None:
+    """Two gateways ask a hundred times each at the same moment; exactly the limit passes."""
+    stores = [SharedStore(redis), SharedStore(redis)]
+    replies = await asyncio.gather(*(store.charge([bucket(37.0)], [1.0], "", 0.0) for store in stores for _ in range(100)))
+    assert sum(reply.allowed for reply in replies) == 37
+
+
+async def test_a_caller_that_leaves_while_it_is_charged_is_charged_nothing(redis: SharedRedis) -> None:
+    """Whether the charge was sent already or not."""
+    store, rules = SharedStore(redis), [bucket(10.0), leases()]
+    for delay in (0, 1, 2, 3, 4, 8):
+        charge = asyncio.create_task(store.charge(rules, [4.0, 1.0], f"lease-{delay}", 60e6))
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        charge.cancel()
+        (outcome,) = await asyncio.gather(charge, return_exceptions=True)
+        if not isinstance(outcome, asyncio.CancelledError):
+            store.settle(rules, [-4.0, 0.0], f"lease-{delay}", 0.0)
+        await store.drain()
+    reply = await store.charge(rules, [10.0, 1.0], "last", 60e6)
+    assert reply.allowed
+    assert reply.states[1] == 0
+
+
+async def test_a_lease_of_a_lost_gateway_ends_by_itself(redis: SharedRedis) -> None:
+    """Nobody gives it back, and others take its place once its time is over."""
+    store = SharedStore(redis)
+    assert (await store.charge([leases(1.0)], [1.0], "of the lost", 200_000.0)).allowed
+    assert not (await store.charge([leases(1.0)], [1.0], "of another", 60e6)).allowed
+    async with asyncio.timeout(10):
+        while not (await store.charge([leases(1.0)], [1.0], "of another", 60e6)).allowed:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_server_that_restarted_gets_the_scripts_again(redis: SharedRedis, server: RedisServer) -> None:
+    """It knows neither scripts nor limits; the next charge teaches it."""
+    store = SharedStore(redis)
+    await store.charge([bucket()], [1.0], "", 0.0)
+    async with server.client() as client:
+        await client.script_flush()
+        await client.flushall()
+    assert (await store.charge([bucket()], [1.0], "", 0.0)).states == [0.0]
+
+
+async def test_what_gateways_know_stands_where_redis_has_forgotten(redis: SharedRedis) -> None:
+    """A floor counts as taken, and stays so for others."""
+    store = SharedStore(redis)
+    reply = await store.charge([bucket()], [1.0], "", 0.0, floors=[8 * 60e6])
+    assert reply.allowed
+    assert reply.states[0] == pytest.approx(8 * 60e6)
+    assert (await store.charge([bucket()], [1.0], "", 0.0)).allowed
+    assert not (await store.charge([bucket()], [1.0], "", 0.0)).allowed
+
+
+async def test_keys_end_with_what_they_say(redis: SharedRedis, server: RedisServer) -> None:
+    """A full bucket needs no key: a store of many callers holds only those that came of late."""
+    store = SharedStore(redis)
+    await store.charge([bucket(10.0, 1000.0), leases()], [3.0, 1.0], "lease", 100_000.0)
+    async with server.client() as client:
+        assert 0 < await client.pttl("quadrate:quota:x") < 1100
+        assert 0 < await client.pttl("quadrate:quota:l") < 1200
+        await client.delete("quadrate:probe")
+        async with asyncio.timeout(10):
+            while await client.keys("quadrate:quota:*"):
+                await asyncio.sleep(0.05)
+
+
+async def test_a_lost_store_is_told_to_all_who_wait(redis: SharedRedis, server: RedisServer) -> None:
+    """Charges fail, settlements are let go, and both work again when the store is back."""
+    store = SharedStore(redis)
+    server.kill()
+    outcomes = await asyncio.gather(*(store.charge([bucket()], [1.0], "", 0.0) for _ in range(300)), return_exceptions=True)
+    assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
+    store.settle([bucket()], [-1.0], "", 0.0)
+    await store.drain()
+    await server.start()
+    await eventually(lambda: redis.available, "the store is found again")
+    assert (await store.charge([bucket()], [1.0], "", 0.0)).allowed
