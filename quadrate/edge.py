@@ -72,8 +72,10 @@ def configuration(settings: EdgeSettings, secrets: Secrets) -> Tree:
     clusters = tree["static_resources"]["clusters"]
     _named(clusters, "gateway")["load_assignment"] = _endpoints("gateway", settings.gateways)
     _named(clusters, "gateway_http")["load_assignment"] = _endpoints("gateway_http", settings.gateways_http)
+    host = manager["route_config"]["virtual_hosts"][0]
+    if not settings.expose_metrics:
+        _hide_metrics(host["routes"])
     if settings.cors_origins:
-        host = manager["route_config"]["virtual_hosts"][0]
         host["typed_per_filter_config"] = {"cors": _cors(settings.cors_origins)}
         host["routes"][:0] = [_preflight(origin) for origin in settings.cors_origins]
     if settings.otlp_endpoint:
@@ -83,6 +85,12 @@ def configuration(settings: EdgeSettings, secrets: Secrets) -> Tree:
         listener["filter_chains"].insert(0, chain_of_hops(listener["filter_chains"][0], settings.trusted_hops))
     _encrypt(listener, _named(clusters, "gateway"), settings, secrets)
     return tree
+
+
+def _hide_metrics(routes: list[Tree]) -> None:
+    """Answer for /metrics what every unknown path gets, whatever the method. The gateways' own HTTP ports still have them."""
+    hidden = _named(routes, "unknown_path") | {"name": "metrics", "match": {"path": "/metrics"}}
+    routes[:] = [hidden, *(route for route in routes if route["name"] != "metrics")]
 
 
 def _encrypt(listener: Tree, gateways: Tree, settings: EdgeSettings, secrets: Secrets) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from quadrate.config.auth import AuthFile
     from quadrate.config.edge import EdgeSettings
     from quadrate.config.models import ModelCard, ModelsFile
     from quadrate.config.worker import Precision
@@ -61,11 +62,15 @@ class Mesh:
     embed: tuple[str, ...]
     """Aliases that the embed workers of this machine serve."""
     rerank: tuple[str, ...]
-    needs_key: bool
-    """Whether requests without an API key are refused."""
+    auth: AuthFile
     options: Options
     changed: frozenset[str]
     """The files of the configuration folder that flags changed."""
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests without an API key are refused."""
+        return not self.auth.allow_anonymous_without_api_keys
 
     @property
     def cards(self) -> dict[str, ModelCard]:
@@ -114,7 +119,7 @@ def read(options: Options) -> Mesh:
     if routing != written:
         changed.add("routing.yaml")
     embed, rerank = served_here(routing.embeddings, models, "embed"), served_here(routing.rerank, models, "rerank")
-    return Mesh(routing, models, embed, rerank, not auth.allow_anonymous_without_api_keys, options, frozenset(changed))
+    return Mesh(routing, models, embed, rerank, auth, options, frozenset(changed))
 
 
 def plan(mesh: Mesh, folder: Folder) -> Plan:

@@ -77,7 +77,7 @@ def _calls(mesh: Mesh, url: str, authorities: Path | None) -> list[tuple[str, st
     url = url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - shown, not listened on
     calls = []
     if mesh.embed:
-        calls += _embedding_calls(mesh.embed[0], url, authorities, needs_key=mesh.needs_key)
+        calls += _embedding_calls(mesh, url, authorities)
     if mesh.rerank:
         model = mesh.rerank[0]
         body = f'{{"model":"{model}","query":"{_QUESTION}","documents":[{{"text":"{_TEXT}"}},{{"text":"{_OTHER_TEXT}"}}]}}'
@@ -92,11 +92,13 @@ def _calls(mesh: Mesh, url: str, authorities: Path | None) -> list[tuple[str, st
     return calls
 
 
-def _embedding_calls(model: str, url: str, authorities: Path | None, *, needs_key: bool) -> list[tuple[str, str]]:
+def _embedding_calls(mesh: Mesh, url: str, authorities: Path | None) -> list[tuple[str, str]]:
+    model, needs_key = mesh.embed[0], mesh.needs_key
     trust = f"--cacert {authorities} " if authorities else ""
     curl = f'curl {trust}{url}/v1/embeddings {_header(needs_key)}-d \'{{"model":"{model}","input":"{_TEXT}"}}\''
-    # The SDK insists on a key, and a wrong one is refused: an empty header says that there is none.
-    key = 'os.environ["QUADRATE_API_KEY"]' if needs_key else '"none", default_headers={"Authorization": ""}'
+    # The SDK insists on a key. Where a wrong one is refused and none will do, an empty header says that there is none.
+    none = '"none"' if mesh.auth.accept_any_key_as_anonymous else '"none", default_headers={"Authorization": ""}'
+    key = 'os.environ["QUADRATE_API_KEY"]' if needs_key else none
     sdk = (
         f"{'import os; ' if needs_key else ''}from openai import OpenAI\n"
         f'client = OpenAI(base_url="{url}/v1", api_key={key})\n'

@@ -61,6 +61,9 @@ class EdgeSettings(BaseSettings):
     cors_origins: Names = ()
     """The origins whose web pages may call the mesh, for example `https://app.example.com`, separated by commas. `*` means any. Empty:
     none."""
+    expose_metrics: bool = True
+    """Whether `/metrics` is answered on this port, to everybody who reaches it: names of keys stand in it. `false` makes it an unknown
+    path; Prometheus then asks the gateways' HTTP ports, which belong on a network of their own."""
     request_timeout_seconds: float = pydantic.Field(default=35.0, gt=0)
     """The longest a request may take, open streams excepted. Keep it some seconds above ROUTER_REQUEST_TIMEOUT_SECONDS, so that the
     gateway's own answer comes first."""

@@ -70,7 +70,7 @@ def test_a_file_keeps_its_comments_and_its_mode(folder: Path) -> None:
     make(folder, "bob")
     run("revoke", "alice", "--config", str(folder))
     run("revoke", "bob", "--config", str(folder))
-    assert path.read_text() == before.replace("accept_any_key_as_anonymous: true", "accept_any_key_as_anonymous: false")
+    assert path.read_text() == before.replace("\naccept_any_key_as_anonymous: true", "\naccept_any_key_as_anonymous: false")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [found.name for found in folder.iterdir()] == ["auth.yaml"]
 
