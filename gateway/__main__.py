@@ -16,8 +16,9 @@ from quadrate.telemetry import Telemetry, log
 async def serve() -> None:
     """Serve until told to stop. Raises ConfigError."""
     telemetry = Telemetry.start(component="gateway", prefix="router")
-    async with Gateway(load_gateway_settings(), telemetry) as gateway:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload.ask)
+    gateway = Gateway(load_gateway_settings(), telemetry)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload.ask)
+    async with gateway:
         await gateway.server.run()
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from quadrate.telemetry import Metrics
 
 
+MOST_LINES = 5
+"""So many lines of what is wrong are told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """What the files say, each in itself right."""
@@ -143,8 +147,16 @@ class Reload:
 
     def _refuse(self, problem: str) -> None:
         """Tell a problem once, and stay as we are."""
+        problem = _shortened(problem)
         if problem != self.problem:
             self._metrics.counter("router_config_reloads_total", "refused").inc()
             log.error("configuration refused; the former one stays in force", reason=problem)
         self._metrics.gauge("router_config_last_reload_successful").set(0)
         self.problem = problem
+
+
+def _shortened(problem: str) -> str:
+    """Return the first lines of a problem: a slip may break every entry of a long file."""
+    lines = problem.splitlines()
+    more = [f"and {len(lines) - MOST_LINES} more; `quadrate config check` has them all"] if len(lines) > MOST_LINES else []
+    return "\n".join([*lines[:MOST_LINES], *more])

@@ -160,8 +160,8 @@ async def _serve(kind: type[WorkerSettings], task: str, services: Callable[[Cata
     sys.setswitchinterval(0.0005)
     memory.settle()
     worker = Worker(load_worker_settings(kind), task=task, services=services, telemetry=telemetry)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, worker.reload.ask)
     async with worker:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, worker.reload.ask)
         await worker.server.run()
     if not worker.loaded.is_set() or worker.loader.is_loading:
         os._exit(worker.status)  # a thread still fetches or loads, and nobody waits for it any more

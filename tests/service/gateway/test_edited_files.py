@@ -185,7 +185,7 @@ async def test_a_key_works_as_soon_as_it_is_written_and_no_longer_than_that(open
     ("name", "text", "told"),
     [
         ("routing", "embeddings: [{model: fake, upstraem: 1}]", "routing.yaml:1: embeddings[0].upstraem: unknown key"),
-        ("routing", "embeddings: [", "routing.yaml:1:"),
+        ("routing", "embeddings: [", "routing.yaml:2:"),
         ("routing", "", "routing.yaml: is empty"),
         ("auth", "api_keys: [{name: no-key}]", "api_keys[0]: an API key needs"),
         ("rate_limits", "default: {capacity: -1, refill_rate: 1}", "default.capacity: "),
@@ -215,6 +215,16 @@ async def test_a_bad_file_changes_nothing_and_is_told(
         await door.until(lambda: not door.gateway.reload.problem)
         assert (await configuration(door))["status"] == "ok"
         assert "router_config_last_reload_successful 1.0" in door.telemetry.metrics.text().decode()
+
+
+async def test_of_many_mistakes_some_are_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """Logs and readiness are no place for a thousand lines."""
+    async with FakeWorker() as worker, open_door(route(worker), **FAST) as door:
+        write(tmp_path / "auth.yaml", "api_keys:\n" + 1000 * "  - {key: 1}\n")
+        await door.until(lambda: bool(door.gateway.reload.problem))
+        told = door.gateway.reload.problem.splitlines()
+        assert told[0] == f"{tmp_path}/auth.yaml:2: api_keys[0].key: Input should be a valid string"
+        assert told[5:] == ["and 995 more; `quadrate config check` has them all"]
 
 
 async def test_a_file_that_is_gone_changes_nothing(open_door: Callable[..., Any], tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
     for name, text in FILES.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     paths = {f"ROUTER_{name.upper()}_PATH": str(tmp_path / f"{name}.yaml") for name in FILES}
-    return {**os.environ, **paths, "ROUTER_PORT": str(port), "ROUTER_HTTP_PORT": str(http_port), "ROUTER_TOKENIZER_NAME": "BAAI/bge-m3"}
+    ports = {"ROUTER_PORT": str(port), "ROUTER_HTTP_PORT": str(http_port)}
+    only_when_asked = {"ROUTER_ROUTING_RELOAD_INTERVAL_SECONDS": "0"}
+    return {**os.environ, **paths, **ports, **only_when_asked, "ROUTER_TOKENIZER_NAME": "BAAI/bge-m3"}
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -112,4 +114,16 @@ def test_a_taken_port_is_named(environment: dict[str, str], process: Any, name: 
     assert done.returncode == 2
     (line,) = (line for line in lines(done.stdout) if line["level"] == "FATAL")
     assert f"port {environment[name]} on 127.0.0.1 cannot be opened" in line["metadata"]["reason"]
+    assert process.poll() is None
+
+
+async def test_sighup_has_files_read_again(process: Any, environment: dict[str, str], tmp_path: Path) -> None:
+    """At once, and the process goes on."""
+    base = f"http://127.0.0.1:{environment['ROUTER_HTTP_PORT']}"
+    await answer(f"{base}/health/live")
+    (tmp_path / "routing.yaml").write_text(FILES["routing"].replace("model: bge-m3", "model: another"))
+    process.send_signal(signal.SIGHUP)
+    async with asyncio.timeout(20):
+        while (await answer(f"{base}/health/ready"))[1]["upstreams"][0]["name"] != "another@127.0.0.1:1":
+            await asyncio.sleep(0.05)
     assert process.poll() is None

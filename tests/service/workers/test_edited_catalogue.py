@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
 
 from quadrate.testing.model_folder import write_tiny_model
+from quadrate.testing.ports import free_ports
 from quadrate.v1 import model_pb2
 from tests.service.workers.conftest import Running, running
 from tests.service.workers.test_admin import HELLO, another_revision, card_of, change, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -131,3 +138,41 @@ async def test_a_card_that_is_new_can_be_loaded_and_one_that_is_gone_is_served_o
         change(catalogue, "tinier", served_name="tests/tinier", task="embed", source=json.loads(text)["models"]["tiny"]["source"])
         await load(made, "tinier")
         assert made.worker.catalogue.entry("tests/tinier").state == model_pb2.MODEL_STATE_READY
+
+
+@pytest.fixture
+def process(catalogue: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A worker process that looks at its catalogue when asked, and the URL of its HTTP port."""
+    (port,) = free_ports(1)
+    settings = {
+        "EMBED_MODEL_NAME": "tiny",
+        "EMBED_PORT": "0",
+        "EMBED_HTTP_PORT": str(port),
+        "QUADRATE_MODELS_PATH": str(catalogue),
+        "QUADRATE_MODELS_RELOAD_INTERVAL_SECONDS": "0",
+    }
+    with subprocess.Popen([sys.executable, "-m", "embed_worker"], env={**os.environ, **settings}, stdout=subprocess.DEVNULL) as process:
+        yield process, f"http://127.0.0.1:{port}"
+        process.kill()
+
+
+async def until_text(url: str, text: str) -> None:
+    """Wait until a page has a text."""
+    async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with session.get(url) as answer:
+                    if text in await answer.text():
+                        return
+            await asyncio.sleep(0.05)
+
+
+async def test_sighup_has_the_catalogue_read(catalogue: Path, process: tuple[subprocess.Popen[bytes], str]) -> None:
+    """A worker process loads by the new card, and goes on."""
+    worker, url = process
+    await until_text(f"{url}/health/ready", '"status":"ok"')
+    change(catalogue, "tiny", description="Edited.")
+    worker.send_signal(signal.SIGHUP)
+    await until_text(f"{url}/metrics", 'embed_config_reloads_total{outcome="applied"} 1.0')
+    await until_text(f"{url}/health/ready", '"status":"ok"')
+    assert worker.poll() is None
