@@ -102,15 +102,21 @@ class SharedStore:
                 del self._waiting[:MOST_AT_ONCE]
                 if not orders:
                     continue
-                try:
-                    replies = await self._redis.call(partial(_run, orders))
-                except RedisAway as exc:
-                    _fail(orders, exc)
-                else:
-                    for order, reply in zip(orders, replies, strict=True):
-                        self._deliver(order, reply)
+                await self._carry(orders)
         finally:
             self._task = None
+
+    async def _carry(self, orders: Sequence[_Order]) -> None:
+        reason = "its answer could not be read"
+        try:
+            for order, reply in zip(orders, await self._redis.call(partial(_run, orders)), strict=True):
+                self._deliver(order, reply)
+        except RedisAway as exc:
+            reason = str(exc)
+        finally:  # whatever happens, nobody waits for nothing
+            for order in orders:
+                if order.future is not None and not order.future.done():
+                    order.future.set_exception(RedisAway(reason))
 
     def _deliver(self, order: _Order, reply: Any) -> None:
         if order.future is None:
@@ -126,12 +132,6 @@ class SharedStore:
 def _settlement(rules: Sequence[Rule], changes: Sequence[float], lease: str) -> _Order:
     parts = ((rule.kind, change, rule.each) for rule, change in zip(rules, changes, strict=True))
     return _Order(SETTLE, [rule.key for rule in rules], [lease, 0.0, *chain.from_iterable(parts)])
-
-
-def _fail(orders: Sequence[_Order], exc: RedisAway) -> None:
-    for order in orders:
-        if order.future is not None and not order.future.done():
-            order.future.set_exception(RedisAway(str(exc)))
 
 
 async def _run(orders: Sequence[_Order], client: Redis) -> list[Any]:
