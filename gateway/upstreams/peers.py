@@ -54,18 +54,19 @@ class Peer:
     Args:
         target: Where the worker is.
         tls: How TLS is spoken to it. None: not at all. Raises ConfigError if its files cannot be used.
+        host: The name that `target` was found by, which is the one that its certificate must be for. Empty: that in `target`.
     """
 
     protocol: Literal["grpc"] = "grpc"
     takes_canaries = True
 
-    def __init__(self, target: str, tls: ClientTls | None = None) -> None:
+    def __init__(self, target: str, tls: ClientTls | None = None, *, host: str = "") -> None:
         self.target = target
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
         self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
         self._listed = 0.0
-        self._channel = _channel(target, tls)
+        self._channel = _channel(target, tls, host)
         self._check = self._unary("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
         self.pulse = Pulse(lambda: self._check(health_pb2.HealthCheckRequest()), lambda: self.outstanding_tokens > 0)
         """Whether the worker's event loop turns."""
@@ -173,7 +174,8 @@ def _of_transport(status: grpc.StatusCode) -> QuadrateError:
     return Lost("The worker that serves this model was lost before it answered. Try again.")
 
 
-def _channel(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
+def _channel(target: str, tls: ClientTls | None, host: str) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
+    named = (("grpc.ssl_target_name_override", host),) if host else ()
+    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS + named)

@@ -224,7 +224,7 @@ class Pool:
 
     def check_room(self, errand: Errand, call: Call) -> None:
         """Refuse at once what every replica would refuse now, by what they said a moment ago. Raises Overloaded."""
-        if self._pick(errand, call) is None and (error := self._full(errand, call)):
+        if any(replica.refusals for replica in self._serving) and self._pick(errand, call) is None and (error := self._full(errand, call)):
             raise error
 
     def _full(self, errand: Errand, call: Call) -> Overloaded | None:

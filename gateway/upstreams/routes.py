@@ -18,6 +18,7 @@ from weakref import WeakSet
 from gateway.upstreams.http.options import OverHttp
 from gateway.upstreams.http.peer import HttpPeer
 from gateway.upstreams.http.tokenizers import NamedTokenizers
+from gateway.upstreams.names import Names
 from gateway.upstreams.peers import Peer
 from gateway.upstreams.pool import Pool
 from gateway.upstreams.replica import Replica
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
 
-    WorkerKey = tuple[str, Stamp | None]
-    """Its address, and by which files it is called over TLS."""
+    WorkerKey = tuple[str, str, Stamp | None]
+    """Its address, the name it was found by, and by which files it is called over TLS."""
 
 WARM_UP_SECONDS = 10.0
 """A model that is served now and would be served by others from now on has so long to be served by them before the switch."""
@@ -61,6 +62,7 @@ class Routes:
         self._servers: set[HttpPeer] = set()
         self._listeners: list[Callable[[], None]] = []
         self._tokenizers = Tokenizers()
+        self._names = Names(self.refresh)
         self._following: dict[Replica, asyncio.Task[None]] = {}
         self._beside: WeakSet[Pool] = WeakSet()
         """Pools that live and are not in the table: those that are being made ready, and those that requests still hold."""
@@ -123,6 +125,7 @@ class Routes:
 
     def _switch(self, file: RoutingFile, table: Table) -> None:
         before, self._file, self._table, self._stamp = self.pools, file, table, self._read_stamp
+        self._names.keep({target for pool in table.pools for upstream in pool.route.groups for target in upstream.targets})
         self._beside.difference_update(table.pools)
         self._beside.update(pool for pool in before if pool not in table.pools)
         self._measure()
@@ -133,10 +136,12 @@ class Routes:
         await self.apply(self._file)
 
     async def __aenter__(self) -> Self:
+        await self._names.start()
         self._follow(self.pools)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._names.stop()
         tasks = [*self._following.values(), *([self._release] if self._release is not None else [])]
         for task in tasks:
             task.cancel()
@@ -164,31 +169,36 @@ class Routes:
         found = []
         for upstream in route.groups:
             for target in upstream.targets:
-                kept = next((one for one in before if one.peer.target == target and _is_of(one, route, upstream)), None)
-                if kept is not None and self._stamp != self._read_stamp and upstream.url_of(target).startswith(_TLS_SCHEMES):
-                    kept = None  # what it is called by was renewed
-                found.append(kept or self._replica(route, task, upstream, target))
+                is_renewed = self._stamp != self._read_stamp and upstream.url_of(target).startswith(_TLS_SCHEMES)
+                for address in self._addresses(upstream, target):
+                    kept = next((one for one in before if one.peer.target == address and _is_of(one, route, upstream)), None)
+                    found.append(self._replica(route, task, upstream, target, address) if kept is None or is_renewed else kept)
         return found
 
-    def _replica(self, route: Route, task: int, upstream: Upstream, target: str) -> Replica:
-        peer, *others = self._ways(route, task, upstream, target)
+    def _addresses(self, upstream: Upstream, target: str) -> tuple[str, ...]:
+        """Return where the workers behind a target are. A server over HTTP is one, whatever stands before it."""
+        return self._names.of(target) if upstream.type == "grpc" else (target,)
+
+    def _replica(self, route: Route, task: int, upstream: Upstream, target: str, address: str) -> Replica:
+        peer, *others = self._ways(route, task, upstream, target, address)
         other = others[0] if others else None
         return Replica(route=route, task=task, upstream=upstream, peer=peer, other=other, metrics=self._metrics, changed=self._changed)
 
-    def _ways(self, route: Route, task: int, upstream: Upstream, target: str) -> list[AnyPeer]:
+    def _ways(self, route: Route, task: int, upstream: Upstream, target: str, address: str) -> list[AnyPeer]:
         """Return how a server may be spoken to, the likeliest way first. A worker has one peer for all of its models."""
         if upstream.type == "grpc":
-            return [self._worker(target, is_secure=upstream.url_of(target).startswith(_TLS_SCHEMES))]
+            return [self._worker(target, address, is_secure=upstream.url_of(target).startswith(_TLS_SCHEMES))]
         server = HttpPeer(route=route, task=task, upstream=upstream, target=target, tokenizers=self._named, options=self._over_http)
         self._servers.add(server)
         may_be_worker = upstream.type != "openai" and upstream.url_of(target).startswith("http:") and "/" not in target
-        return [self._worker(target), server] if may_be_worker and self._over_http.finds_protocol else [server]
+        return [self._worker(target, target), server] if may_be_worker and self._over_http.finds_protocol else [server]
 
-    def _worker(self, target: str, *, is_secure: bool = False) -> Peer:
-        key = target, self._read_stamp if is_secure else None
+    def _worker(self, target: str, address: str, *, is_secure: bool = False) -> Peer:
+        host = target.rpartition(":")[0].strip("[]")
+        key = address, host, self._read_stamp if is_secure else None
         found = self._workers.get(key)
         if found is None:
-            found = self._workers[key] = Peer(target, self._tls if is_secure else None)
+            found = self._workers[key] = Peer(address, self._tls if is_secure else None, host=host)
         return found
 
     def _follow(self, pools: Iterable[Pool]) -> None:

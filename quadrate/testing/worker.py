@@ -91,6 +91,7 @@ class FakeWorker:
         tokenizer: The tokenizer.json of all of them.
         before: Awaited before each answer, with the request and the call; it may wait, or raise an error of ours.
         port: The gRPC port; 0 takes a free one.
+        host: The address it listens on.
         starts_serving: Whether its models serve from the start.
         with_relay: Whether it serves RelayService, as every worker of this version does.
     """
@@ -101,6 +102,7 @@ class FakeWorker:
         tokenizer: bytes | None = None,
         before: Before | None = None,
         port: int = 0,
+        host: str = "127.0.0.1",
         starts_serving: bool = True,
         with_relay: bool = True,
     ) -> None:
@@ -108,6 +110,7 @@ class FakeWorker:
         self.cards = {card.name: card for card in cards or (fake_card("fake"), fake_card("fake-rerank", model_pb2.TASK_RERANK))}
         for card in self.cards.values():
             card.tokenizer_sha256 = card.tokenizer_sha256 or hashlib.sha256(self.tokenizer).hexdigest()
+        self._host = host
         self.before = before
         self.received: list[Any] = []
         """Requests to embed and to rerank, in order of arrival."""
@@ -120,7 +123,7 @@ class FakeWorker:
             telemetry=Telemetry.silent("embed"),
             health=self.health,
             services=[embed, _Rerank(self), _Models(self), *([RelayService(embed.embed)] if with_relay else [])],
-            host="127.0.0.1",
+            host=host,
             port=port,
             http_port=0,
             readiness=lambda: (True, {}),
@@ -130,7 +133,7 @@ class FakeWorker:
     @property
     def target(self) -> str:
         """Its `host:port`."""
-        return f"127.0.0.1:{self.server.port}"
+        return f"{self._host}:{self.server.port}"
 
     def serve(self, *, serving: bool) -> None:
         """State that its models serve, or do not."""
