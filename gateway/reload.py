@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from quadrate.config.auth import AuthFile, load_auth
+from quadrate.config.loose_ends import loose_ends
 from quadrate.config.rate_limits import RateLimitsFile, load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
 from quadrate.config.watched import WatchedFiles, refuse_empty
@@ -54,6 +55,10 @@ class Configuration:
             upstream_tls=settings.upstream_tls.checked(),
         )
 
+    def loose_ends(self) -> tuple[str, ...]:
+        """Return what leads nowhere, a sentence each."""
+        return loose_ends(self.routing, self.auth, self.limits)
+
     def changed(self, before: Configuration) -> list[str]:
         """Return the names of the parts that differ."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(before, field.name)]
@@ -78,6 +83,8 @@ class Reload:
     ) -> None:
         self.configuration = configuration
         """What is in force."""
+        self.loose_ends: tuple[str, ...] = ()
+        """What leads nowhere in the configuration in force."""
         self.problem = ""
         """Why the files as they are now are not in force; empty if they are."""
         self._settings = settings
@@ -92,9 +99,10 @@ class Reload:
         """Read the files again now, whether they look changed or not."""
         self._files.ask()
 
-    def report(self) -> dict[str, str]:
+    def report(self) -> dict[str, Any]:
         """Return what readiness says of it."""
-        return {"status": "refused" if self.problem else "ok", "since": self._since, "reason": self.problem}
+        state = {"status": "refused" if self.problem else "ok", "since": self._since, "reason": self.problem}
+        return {**state, "loose_ends": list(self.loose_ends)}
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._watch())
@@ -144,6 +152,9 @@ class Reload:
         self._since = now.isoformat(timespec="seconds").replace("+00:00", "Z")
         self._metrics.gauge("router_config_last_reload_successful").set(1)
         self._metrics.gauge("router_config_last_applied_timestamp_seconds").set(now.timestamp())
+        self.loose_ends = self.configuration.loose_ends()[:MOST_LINES]
+        if self.loose_ends:
+            log.warn("configuration has loose ends", found=self.loose_ends)
 
     def _refuse(self, problem: str) -> None:
         """Tell a problem once, and stay as we are."""

@@ -12,6 +12,7 @@ from quadrate.cli import assemble, preflight
 from quadrate.cli.plan import Folder
 from quadrate.config.auth import load_auth
 from quadrate.config.gateway import load_gateway_settings
+from quadrate.config.loose_ends import loose_ends
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.edge import command, render
 from quadrate.errors import ConfigError, StoreError
@@ -28,6 +29,7 @@ def run(options: Options, *, as_json: bool) -> int:
         "routing.yaml and models.yaml": lambda: _mesh(options),
         "auth.yaml": lambda: _auth(options.config),
         "rate_limits.yaml": lambda: _limits(options.config),
+        "all of them together": lambda: _together(options),
         "environment": lambda: _environment(options),
         "envoy": lambda: _envoy(options),
     }
@@ -64,8 +66,15 @@ def _auth(config: Path) -> str:
 
 
 def _limits(config: Path) -> str:
-    load_rate_limits(config / "rate_limits.yaml")
-    return "read; this version does not enforce them"
+    limits = load_rate_limits(config / "rate_limits.yaml")
+    limited = [name for name in ("default", "anonymous") if getattr(limits, name) is not None]
+    return f"limits for {', '.join([*limited, f'{len(limits.per_api_key)} named callers'])}"
+
+
+def _together(options: Options) -> str:
+    """Tell what is right in each file and leads nowhere."""
+    auth, limits = load_auth(options.config / "auth.yaml"), load_rate_limits(options.config / "rate_limits.yaml")
+    return "\n      ".join(loose_ends(assemble.read(options).routing, auth, limits)) or "no loose ends"
 
 
 def _environment(options: Options) -> str:

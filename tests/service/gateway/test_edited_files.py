@@ -38,7 +38,7 @@ def route(*workers: FakeWorker, model: str = "fake", more: str = "") -> str:
     return f"embeddings: [{{model: {model}, upstream: {{type: grpc, url: '{first}', replicas: {others}{more}}}}}]"
 
 
-async def configuration(door: Door) -> dict[str, str]:
+async def configuration(door: Door) -> dict[str, Any]:
     """Return what readiness says of the files."""
     async with aiohttp.ClientSession() as session, session.get(f"{door.http}/health/ready") as answer:
         return dict((await answer.json())["configuration"])
@@ -215,6 +215,22 @@ async def test_a_bad_file_changes_nothing_and_is_told(
         await door.until(lambda: not door.gateway.reload.problem)
         assert (await configuration(door))["status"] == "ok"
         assert "router_config_last_reload_successful 1.0" in door.telemetry.metrics.text().decode()
+
+
+async def test_loose_ends_are_told_and_taken(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """A key and limits for a model without a route, and limits for a caller without a key: no reason to refuse the files."""
+    async with FakeWorker() as worker, open_door(route(worker), **FAST) as door:
+        assert (await configuration(door))["loose_ends"] == []
+        write(tmp_path / "auth.yaml", "api_keys: [{key: sk-hidden, name: alice, models: [fake, fake/fake]}]")
+        write(tmp_path / "rate_limits.yaml", "per_api_key: {bob: {models: {gone: {tokens_per_minute: 1}}}}")
+        await door.until(lambda: len(door.gateway.reload.loose_ends) == 3)
+        state = await configuration(door)
+        assert state["status"] == "ok"
+        assert state["loose_ends"] == [
+            "auth.yaml: alice may call fake/fake; no route has this as its `model`",
+            "rate_limits.yaml: entry 1 of per_api_key limits gone; no route has this as its `model`",
+            "rate_limits.yaml: entry 1 of per_api_key is no key of auth.yaml, and no name of one",
+        ]
 
 
 async def test_of_many_mistakes_some_are_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
