@@ -113,7 +113,10 @@ def _told(failure: grpc.aio.AioRpcError) -> QuadrateError | str:
     if failure.code() is grpc.StatusCode.UNIMPLEMENTED:
         return "it is no worker: models are loaded and unloaded at a worker's own gRPC port, not at a gateway or the edge."
     if failures.told(failure) is None and failure.code() is grpc.StatusCode.UNAVAILABLE:
-        return "no worker answers there. `quadrate status` shows where the workers of this machine are; --worker names another."
+        return (
+            "no worker answers there. `quadrate status` shows where the workers of this machine are; --worker names another, and by "
+            f"grpcs://HOST:PORT with --ca one that speaks TLS. gRPC says: {failure.details()}"
+        )
     return failures.from_rpc(failure)
 
 

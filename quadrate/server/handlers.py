@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import message_factory
 
-from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError
+from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError, Unimplemented
 from quadrate.server import status
 from quadrate.server.call import Call, request_id, standing_of
 from quadrate.standing import CANARY
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+
+UNKNOWN = "unknown"
+"""What methods that nobody serves are called in metrics and logs: their true names are a caller's words."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -54,6 +58,10 @@ class Handlers:
         """Return what grpc needs to serve `service`, whose methods are named as the descriptor's RPCs are, in snake case."""
         methods = {method.name: self._method(service, method) for method in descriptor.methods}
         return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def of_nothing(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Return what answers methods that no service has, so that they are told, counted and logged as everything else. It comes last."""
+        return _Unknown(grpc.stream_stream_rpc_method_handler(self._stream(UNKNOWN, _refuse), lambda data: (data, len(data)), None))
 
     def _method(self, service: Any, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         handler = getattr(service, _snake(method.name))
@@ -181,6 +189,23 @@ class Handlers:
         metrics.histogram("http_response_size_bytes", call.method).observe(sent)
         for stage, length in call.trace.stages.items():
             metrics.histogram("router_request_stage_seconds", stage).observe(length)
+
+
+class _Unknown(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs alone
+    """Has one handler for all methods."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler, whatever is called."""
+        del handler_call_details
+        return self._handler
+
+
+async def _refuse(_requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[bytes]:
+    raise Unimplemented("There is no such method here. Check its name, and that this is the right port; reflection lists what there is.")
+    yield b""  # what makes it a stream
 
 
 class _Meter:

@@ -119,6 +119,7 @@ class Server:
         if self._reflection_on:
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.serve(server, (*names, health_name), self._reflection_guard)
+        server.add_generic_rpc_handlers((self._handlers.of_nothing(),))
         self.port = _bind(server, self._host, self.port, self._credentials())
         self._grpc = server
         await server.start()

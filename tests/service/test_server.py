@@ -10,6 +10,8 @@ import grpc
 import grpc.aio
 import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
@@ -17,6 +19,7 @@ from grpc_status import rpc_status
 from quadrate.errors import ConfigError, ModelNotFound, Overloaded
 from quadrate.health import Health
 from quadrate.server import Server
+from quadrate.server.http import application
 from quadrate.telemetry import Telemetry, log
 from quadrate.v1 import embed_pb2, embed_pb2_grpc
 
@@ -349,3 +352,50 @@ async def test_an_open_watch_does_not_hold_up_the_end(server: Server, channel: g
     async with asyncio.timeout(3):  # drain_seconds is 5
         await stopping
     assert (await failure(watch.read())).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("method", ["/quadrate.v1.EmbedService/Frob", "/quadrate.v1.RerankService/Rerank", "/frob.Frob/Frob"])
+async def test_a_method_that_nobody_serves_is_told_as_every_error(method: str, channel: grpc.aio.Channel, log_path: Path) -> None:
+    """With details, a request id, and a line in the log, whichever kind of call it is; its name is a caller's word and stands nowhere."""
+    for call in (
+        channel.unary_unary(method)(b"x", metadata=(("x-request-id", "frob-1"),)),
+        channel.stream_unary(method)(iter([b"x"]), metadata=(("x-request-id", "frob-1"),)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call
+        trailers = dict(failure.value.trailing_metadata())
+        assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert rpc_status.from_call(failure.value).details
+        assert trailers["x-request-id"] == "frob-1"
+    lines = [line for line in map(orjson.loads, log_path.read_bytes().splitlines()) if line["message"] == "request"]
+    assert [(line["metadata"]["method"], line["request_id"]) for line in lines] == [("unknown", "frob-1")] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/health/live", 200, None),
+        ("GET", "/metrics", 200, None),
+        ("GET", "/frob", 404, "not_found"),
+        ("POST", "/metrics", 405, "method_not_allowed"),
+        ("GET", "/broken", 500, "internal_error"),
+    ],
+)
+async def test_the_http_port_answers_with_ids_and_errors_like_all_others(
+    method: str, path: str, status: int, code: str | None, log_path: Path
+) -> None:
+    """The caller's id, or one that is made; an error in JSON, and nothing in it of what went wrong inside."""
+
+    async def broken(_: web.Request) -> web.Response:
+        raise ValueError(SECRET)
+
+    app = application(Telemetry.silent("embed").metrics, lambda: (True, {}), [web.get("/broken", broken)])
+    async with TestClient(TestServer(app)) as client:
+        for given in ({"x-request-id": "mine"}, {}):
+            answer = await client.request(method, path, headers=given)
+            assert answer.status == status
+            assert answer.headers["x-request-id"] == given.get("x-request-id", answer.headers["x-request-id"]) != ""
+            if code is not None:
+                error = (await answer.json())["error"]
+                assert (error["code"], set(error)) == (code, {"message", "type", "param", "code"})
+    assert SECRET not in log_path.read_text()
