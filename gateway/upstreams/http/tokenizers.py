@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import threading
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,10 @@ _LARGEST_LIMIT = 1_000_000
 """Beyond it a limit in a tokenizer's files means that there is none."""
 _LIMITS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
 """Where a repository says how much its model reads, the most telling first."""
+PATIENCE_SECONDS = 1.0
+"""How long a tokenizer is waited for before the model is said to be without it as yet."""
+RETRY_SECONDS = 15.0
+"""When a tokenizer that could not be had is looked for again."""
 _FAILURES = (OSError, EntryNotFoundError, httpx2.HTTPError, ValueError)
 
 
@@ -70,19 +77,46 @@ class NamedTokenizers:
 
     def __init__(self, default: str = "") -> None:
         self.default = default
-        self._known: dict[tuple[str, int | None], TextTokenizer] = {}
-        self._turn = asyncio.Lock()
+        self._loading: dict[tuple[str, int | None], asyncio.Future[TextTokenizer]] = {}
 
     async def of(self, name: str, max_tokens: int | None) -> TextTokenizer:
-        """Return the tokenizer of a name, or of the default; UPPER_BOUND if there is neither. Raises TokenizerError."""
+        """Return the tokenizer of a name, or of the default; UPPER_BOUND if there is neither.
+
+        Raises TokenizerError, also while it is being fetched, which may take long, and for RETRY_SECONDS after that failed.
+        """
         wanted = name or self.default
         if not wanted:
             return UPPER_BOUND
-        key = (wanted, max_tokens)
-        async with self._turn:
-            if key not in self._known:
-                self._known[key] = await asyncio.to_thread(_load, wanted, max_tokens)
-        return self._known[key]
+        loading = self._loading.get((wanted, max_tokens)) or self._begin(wanted, max_tokens)
+        await asyncio.wait([loading], timeout=PATIENCE_SECONDS)
+        if not loading.done():
+            raise TokenizerError(f"its tokenizer {wanted!r} is being fetched")
+        return loading.result()
+
+    def _begin(self, name: str, max_tokens: int | None) -> asyncio.Future[TextTokenizer]:
+        """Load a tokenizer in a thread that a process which ends does not wait for: the hub may be slow, or nowhere."""
+        loop = asyncio.get_running_loop()
+        loading: asyncio.Future[TextTokenizer] = loop.create_future()
+        self._loading[name, max_tokens] = loading
+
+        def told(found: TextTokenizer | TokenizerError) -> None:
+            if isinstance(found, TokenizerError):
+                loading.set_exception(found)
+                loading.exception()  # those who wait may have gone
+                loop.call_later(RETRY_SECONDS, self._loading.pop, (name, max_tokens))
+            else:
+                loading.set_result(found)
+
+        def work() -> None:
+            try:
+                found: TextTokenizer | TokenizerError = _load(name, max_tokens)
+            except TokenizerError as exc:
+                found = exc
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(told, found)
+
+        threading.Thread(target=work, name="tokenizer", daemon=True).start()
+        return loading
 
 
 def _load(name: str, max_tokens: int | None) -> TextTokenizer:
@@ -105,6 +139,7 @@ def _find(name: str) -> Path:
     if name.count("/") > 1 or name.startswith((".", "~", "/")):
         raise FileNotFoundError(f"there is no such file, and a repository of the hub is written as owner/name: {name}")
     repository, _, revision = name.partition("@")
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what failed stands in our error
     found = huggingface_hub.hf_hub_download(repository, "tokenizer.json", revision=revision or None)
     for beside, _ in _LIMITS:
         _fetch_if_there(repository, beside, revision)

@@ -36,7 +36,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     paths = {f"ROUTER_{name.upper()}_PATH": str(tmp_path / f"{name}.yaml") for name in FILES}
     ports = {"ROUTER_PORT": str(port), "ROUTER_HTTP_PORT": str(http_port)}
     only_when_asked = {"ROUTER_ROUTING_RELOAD_INTERVAL_SECONDS": "0"}
-    return {**os.environ, **paths, **ports, **only_when_asked, "ROUTER_TOKENIZER_NAME": "BAAI/bge-m3"}
+    of_old = {"ROUTER_TOKENIZER_NAME": "BAAI/bge-m3", "ROUTER_FEATURE_FLAGS": "of_old"}
+    return {**os.environ, **paths, **ports, **only_when_asked, **of_old}
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ async def test_it_starts_without_workers_and_says_what_it_does_not_do(process: A
     written, _ = await asyncio.to_thread(process.communicate, timeout=10)
     assert process.returncode == 0
     said = {line["message"]: line["metadata"] for line in lines(written)}
-    assert said["a variable is set that this version does not use"] == {"variable": "ROUTER_TOKENIZER_NAME"}
+    assert said["a feature flag is not known to this version"]["flag"] == "of_old"
     assert "production-key-1" not in written
 
 
