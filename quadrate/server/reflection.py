@@ -34,14 +34,27 @@ class _Guarded(_Servicer):  # type: ignore[misc] # the library has no types
         self._guard = guard
 
     async def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's name
+        async for answer in super().ServerReflectionInfo(self._let_in(request_iterator, context), context):
+            yield answer
+
+    async def _let_in(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        """Give the questions of a caller who is let in. Who is not is told after the first one: clients that still write may miss it."""
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        is_let_in = False
+        async for request in requests:
+            if not is_let_in:
+                await self._check(metadata, context)
+                is_let_in = True
+            yield request
+
+    async def _check(self, metadata: Mapping[str, str], context: Any) -> None:
         try:
             await self._guard(metadata)
         except QuadrateError as error:
-            trailers = (("x-request-id", request_id(metadata)), (status.DETAILS_KEY, status.details(error, _METHOD)))
-            await context.abort(error.status, status.sentence(error), trailers)
-        async for answer in super().ServerReflectionInfo(request_iterator, context):
-            yield answer
+            details = (status.DETAILS_KEY, status.details(error, _METHOD))
+            await context.abort(
+                error.status, status.sentence(error), (*status.headers(error), ("x-request-id", request_id(metadata)), details)
+            )
 
 
 def serve(server: grpc.aio.Server, names: Sequence[str], guard: Guard | None) -> None:

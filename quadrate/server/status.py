@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NullValue, Value
 from google.rpc import error_details_pb2, status_pb2
 
-from quadrate.errors import DOMAIN, InvalidArgument, QuadrateError, UpstreamFailed
+from quadrate.errors import DOMAIN, InvalidArgument, QuadrateError, Unauthenticated, UpstreamFailed
 from quadrate.v1.options_pb2 import Error
 from quadrate.wire.v1.status_pb2 import ErrorBody, StatusExtension
 
@@ -20,6 +20,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 HTTP_STATUS_KEY = "x-quadrate-http-status"
 """Tells the edge the HTTP code of an error whose gRPC status stands for another. The edge takes it out."""
 _COHERE = "quadrate.cohere."
+_TOKEN_CODES = {"invalid_token", "token_expired"}
+"""What a new token mends (RFC 6750)."""
 MAX_MESSAGE_CHARACTERS = 1_000
 """Longer sentences are cut: they travel in headers, twice, and a header that is too large loses the whole answer."""
 
@@ -38,6 +40,8 @@ def details(error: QuadrateError, method: str) -> bytes:
 def headers(error: QuadrateError) -> list[tuple[str, str]]:
     """Return `retry-after` (whole seconds, rounded up) and `retry-after-ms` where waiting helps, and an HTTP code the edge cannot know."""
     found = [(HTTP_STATUS_KEY, str(error.http_status))] if isinstance(error, UpstreamFailed) else []
+    if isinstance(error, Unauthenticated):  # RFC 9110 wants it beside every 401
+        found = [("www-authenticate", 'Bearer error="invalid_token"' if error.code in _TOKEN_CODES else "Bearer")]
     if error.retry_after_seconds is None:
         return found
     return [
