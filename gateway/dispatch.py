@@ -21,9 +21,9 @@ class Dispatch:
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
 
-    def admit(self, pool: Pool, principal: Principal, least_tokens: int, call: Call) -> None:
+    def admit(self, pool: Pool, principal: Principal, call: Call) -> None:
         """Refuse a request whose caller's limits are known to be used up, before work goes into it. Raises QuotaExceeded."""
-        self._quotas.admit(principal.name, pool.alias, least_tokens, call)
+        self._quotas.admit(principal.name, pool.alias, call)
 
     async def charge(self, pool: Pool, errand: Errand, call: Call) -> None:
         """Charge a request that no worker needs to see, since its answer is known. Raises QuotaExceeded; then nothing was charged."""

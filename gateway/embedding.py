@@ -70,7 +70,7 @@ class Embedding:
         pool = self._routes.find(EMBED, work.model, principal)
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.contents)
-        self._dispatch.admit(pool, principal, len(work.contents), call)
+        self._dispatch.admit(pool, principal, call)
         check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
         check_reader(work.tokenizer_sha256, pool.facts)
         check_ids(work.contents, pool.facts, work.name)

@@ -89,7 +89,7 @@ class Reranking:
         pool = self._routes.find(RERANK, work.model, principal)
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.documents)
-        self._dispatch.admit(pool, principal, len(work.documents) + 1, call)
+        self._dispatch.admit(pool, principal, call)
         if not work.query:
             raise empty(_QUERY)
         if type(work.query) is str:

@@ -87,8 +87,8 @@ class Quotas:
         limit = self._plans.limit(name)
         return 1.0 if limit is None else limit.weight
 
-    def admit(self, name: str, alias: str, least_tokens: int, call: Call) -> None:
-        """Refuse a request that is certain to be refused, before any work goes into it. Raises QuotaExceeded.
+    def admit(self, name: str, alias: str, call: Call) -> None:
+        """Refuse a request that is one too many whatever its tokens are, before any work goes into it. Raises QuotaExceeded.
 
         Only callers are looked at that were refused a moment ago, by what this gateway knows; the charge has the last word.
         """
@@ -99,7 +99,7 @@ class Quotas:
             del self._refused_until[name]
             return
         plan = self._plans.of(name, alias)
-        entry, costs = self._ledger.peek(plan), plan.costs(least_tokens)
+        entry, costs = self._ledger.peek(plan), plan.costs(0)
         if not all(rule.fits(state, cost) for rule, state, cost in zip(entry.rules, entry.reply.states, costs, strict=True)):
             self._refuse(entry, costs, name, alias, call)
 
