@@ -59,6 +59,8 @@ class Peer:
 
     protocol: Literal["grpc"] = "grpc"
     takes_canaries = True
+    gate = None
+    """A worker refuses what it has no room for, and shares fairly, by itself."""
 
     def __init__(self, target: str, tls: ClientTls | None = None, *, host: str = "") -> None:
         self.target = target

@@ -217,7 +217,11 @@ class Replica:
         self._under_way.add(task)
         started = time.perf_counter()
         try:
-            answer = await self._send(errand, call, timeout)
+            if peer.gate is None:
+                answer = await self._send(errand, call, timeout)
+            else:
+                async with peer.gate.place(call.standing, errand.tokens, timeout):
+                    answer = await self._send(errand, call, self._time_left(call))
         except BaseException as exc:
             raise self._failure(exc, errand, call, task) from exc
         else:

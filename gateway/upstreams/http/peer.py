@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from gateway.overload.gate import Gate
 from gateway.upstreams.facts import Facts, PeerAway
 from gateway.upstreams.http import answers
 from gateway.upstreams.http.dialect import candidates, root_of
@@ -92,6 +93,7 @@ class HttpPeer:
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered."""
         self.pulse = Steady()
+        self.gate = Gate()
         self.takes_canaries = options.takes_canaries
         self._route = route
         self._task = task
