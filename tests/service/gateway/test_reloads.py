@@ -119,6 +119,29 @@ async def test_cards_that_change_are_seen(open_door: Callable[..., Any], worker:
                 await asyncio.sleep(0.01)
 
 
+async def test_a_model_comes_to_a_running_mesh_and_goes(tmp_path: Path, open_door: Callable[..., Any]) -> None:
+    """A card in the catalogue, a load at the worker, a route at the gateway: three edits and no restart; and back."""
+    file = write_catalogue(tmp_path, seed=0)
+    async with running("embed", file, "tiny") as made, open_door(route(made), routing_reload_interval_seconds=0.05) as door:
+        await door.until_serving()
+        before = route(made)
+        catalogue = json.loads(file.read_text())
+        catalogue["models"]["second"] = {**catalogue["models"]["tiny"], "served_name": "tests/second"}
+        file.write_text(json.dumps(catalogue))
+        async for _ in made.admin.LoadModel(admin_pb2.LoadModelRequest(model="second")):
+            pass
+        more = f"{{model: second, upstream: {{type: grpc, url: 'grpc://127.0.0.1:{made.worker.server.port}'}}}}"
+        (tmp_path / "routing.yaml").write_text(before.replace("]", f", {more}]", 1))
+        await door.until(lambda: [pool.alias for pool in door.gateway.routes.pools if pool.serving] == ["tiny", "second"])
+        asked = embed_pb2.EmbedRequest(model="second", inputs=[options_pb2.Input(text=TEXT)])
+        assert (await door.embed.Embed(asked)).embeddings[0].values == (await door.embed.Embed(HELLO)).embeddings[0].values
+        (tmp_path / "routing.yaml").write_text(before)
+        await door.until(lambda: [pool.alias for pool in door.gateway.routes.pools] == ["tiny"])
+        await made.admin.UnloadModel(admin_pb2.UnloadModelRequest(model="second"))
+        assert (await refused(door.embed.Embed(asked))).status == "NOT_FOUND"
+        await door.embed.Embed(HELLO)
+
+
 def _revision(made: Running) -> str:
     return made.worker.catalogue.engine("tiny").model.revision
 
