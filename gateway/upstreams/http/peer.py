@@ -104,6 +104,7 @@ class HttpPeer:
         self._options = options
         self._exchange = Exchange(root_of(self._url), api_key=upstream.api_key, tls=options.tls)
         self._dialect: Dialect | None = None
+        self._met: Met | None = None
         self._facts: Facts | None = None
         self._width = route.dimensions if isinstance(route, EmbeddingRoute) else None
         self._answered = 0.0
@@ -118,11 +119,11 @@ class HttpPeer:
     async def facts(self) -> Facts:
         """Return what requests are read by. Raises as `models`."""
         if self._facts is None:
+            self._met = self._met or await self._meet(MEETING_SECONDS)
             reader = await self._tokenizers.of(self._route.tokenizer, self._route.max_tokens)
             if reader is UPPER_BOUND and not self._options.takes_estimates:
                 raise PeerAway("its tokenizer is not known: set `tokenizer` in its route, or ROUTER_TOKENIZER_NAME")
-            met = await self._meet(MEETING_SECONDS)
-            self._facts = _facts(self._route, self._task, self._upstream, met, reader)
+            self._facts = _facts(self._route, self._task, self._upstream, self._met, reader)
         return self._facts
 
     async def health(self, service: str) -> AsyncGenerator[int, None]:  # noqa: ARG002 - as a worker's peer has it
@@ -132,7 +133,7 @@ class HttpPeer:
             while True:
                 await self._make_sure()
         finally:
-            self._facts = None
+            self._facts = self._met = None
 
     async def embed(self, request: embed_pb2.EmbedRequest, *, timeout: float | None, metadata: Metadata) -> embed_pb2.EmbedResponse:  # noqa: ASYNC109 - it is the caller's
         """Embed texts, or ids where the server takes them. Raises QuadrateError."""
