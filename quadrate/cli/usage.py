@@ -40,13 +40,19 @@ def _ask(gateway: str, day: str | None) -> dict[str, Any]:
         answer = httpx.get(f"{gateway.rstrip('/')}/usage", params={"day": day} if day else {}, timeout=TIMEOUT_SECONDS)
         page: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-        raise ConfigError(
-            f"{gateway}: no gateway tells its usage there ({type(exc).__name__}). Name a gateway's HTTP address by --gateway: its host and "
-            "ROUTER_HTTP_PORT."
-        ) from exc
-    if answer.is_error or "rows" not in page:
-        raise ConfigError(f"{gateway}: {page.get('error', answer.status_code)}")
+        raise _no_gateway(gateway, type(exc).__name__) from exc
+    if answer.status_code == httpx.codes.BAD_REQUEST and isinstance(page.get("error"), str):
+        raise ConfigError(f"--day: {page['error']}")
+    if "rows" not in page:
+        raise _no_gateway(gateway, f"HTTP {answer.status_code}")
     return page
+
+
+def _no_gateway(url: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{url}: no gateway tells its usage there ({reason}). Name a gateway's own HTTP address by --gateway: its host and "
+        "ROUTER_HTTP_PORT."
+    )
 
 
 def _together(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
