@@ -60,10 +60,11 @@ class Gateway:
             gateways=settings.gateways,
             gateways_at_least=len(settings.metrics_peers) or 1,
         )
+        self.room = Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20)
         self._admission = Admission(
             Authenticator(configuration.auth, telemetry.metrics),
             request_timeout_seconds=settings.request_timeout_seconds,
-            room=Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20),
+            room=self.room,
             weight_of=self.quotas.weight,
         )
         self.reload = Reload(settings, configuration, self._use, telemetry.metrics)
