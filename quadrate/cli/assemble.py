@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ from quadrate.config.auth import load_auth
 from quadrate.config.edge import load_edge_settings
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
+from quadrate.config.worker import usable_cores
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -175,8 +177,10 @@ def _named(role: str, number: int) -> str:
 
 def _worker(mesh: Mesh, role: Literal["embed_worker", "rerank_worker"], number: int, models_path: Path) -> Process:
     options = mesh.options
-    prefix, aliases, first = (
-        ("EMBED", mesh.embed, options.embed_port) if role == "embed_worker" else ("RERANK", mesh.rerank, options.rerank_port)
+    prefix, aliases, first, count = (
+        ("EMBED", mesh.embed, options.embed_port, options.embed_workers)
+        if role == "embed_worker"
+        else ("RERANK", mesh.rerank, options.rerank_port, options.rerank_workers)
     )
     port, http_port = _ports(first, number)
     environment = {
@@ -185,6 +189,8 @@ def _worker(mesh: Mesh, role: Literal["embed_worker", "rerank_worker"], number: 
     }
     if options.precision is not None:
         environment[f"{prefix}_PRECISION"] = options.precision
+    if count > 1 and not os.environ.get(f"{prefix}_THREADS"):  # they are busy at the same time: each gets its part of the cores
+        environment[f"{prefix}_THREADS"] = str(max(1, usable_cores() // count))
     return _process(role, number, prefix, port, http_port, environment, aliases)
 
 

@@ -83,6 +83,20 @@ def test_more_processes_have_ports_of_their_own_and_are_routed_to(options: Optio
     assert "port_value: 8010" in envoy
 
 
+def test_workers_of_a_kind_share_the_cores(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has them all; of several each has its part, at least one; whoever says otherwise in the environment is heard."""
+    monkeypatch.setattr(assemble, "usable_cores", lambda: 8)
+    monkeypatch.delenv("EMBED_THREADS", raising=False)
+
+    def threads(count: int) -> set[str | None]:
+        planned = assemble.plan(assemble.read(dataclasses.replace(options, embed_workers=count)), Folder(tmp_path))
+        return {process.environment.get("EMBED_THREADS") for process in planned.processes if process.role == "embed_worker"}
+
+    assert (threads(1), threads(3), threads(16)) == ({None}, {"2"}, {"1"})
+    monkeypatch.setenv("EMBED_THREADS", "5")
+    assert threads(3) == {None}
+
+
 def test_a_plan_and_a_state_survive_their_files(options: Options, tmp_path: Path) -> None:
     """What is written is what is read."""
     folder = Folder(tmp_path)
