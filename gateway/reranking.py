@@ -192,7 +192,8 @@ def _complete(answer: rerank_pb2.RerankResponse, work: RerankWork, facts: Facts,
     for result in answer.results:
         if work.return_documents:
             result.document.text = str(work.documents[result.index])
-        result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
+        if not facts.is_estimate:
+            result.usage.tokens, result.usage.tokens_cut = tokens.counts[result.index], tokens.cut[result.index]
     answer.usage.tokens_cut = sum(tokens.cut)
     if not facts.is_estimate:
         answer.usage.tokens = tokens.total

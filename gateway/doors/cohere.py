@@ -110,7 +110,7 @@ def form_rerank(answer: RerankResponse, *, request_id: str, version: str, docume
         "model": answer.model,
         "results": results,
         "meta": meta,
-        "usage": {"total_tokens": tokens, "tokens_cut": answer.usage.tokens_cut},
+        "usage": {"total_tokens": tokens, **told.usage(answer.usage)},
         "provenance": told.provenance(answer.provenance),
         "timings": told.timings(answer.timings),
     }
@@ -118,8 +118,9 @@ def form_rerank(answer: RerankResponse, *, request_id: str, version: str, docume
 
 
 def _result(result: RerankResult, score: np.float32) -> dict[str, Any]:
-    usage = {"tokens": result.usage.tokens, "tokens_cut": result.usage.tokens_cut}
-    found = {"index": result.index, "relevance_score": score, "usage": usage}
+    found: dict[str, Any] = {"index": result.index, "relevance_score": score}
+    if result.HasField("usage"):
+        found["usage"] = {"tokens": result.usage.tokens, "tokens_cut": result.usage.tokens_cut}
     return {**found, "document": {"text": result.document.text}} if result.HasField("document") else found
 
 

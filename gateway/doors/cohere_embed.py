@@ -95,7 +95,7 @@ def form_embed(answer: EmbedResponse, asked: Asked, *, request_id: str) -> bytes
         "embeddings": {kind: _form(kind, matrix) for kind in asked.types},
         "texts": asked.texts,
         "meta": meta,
-        "usage": {"total_tokens": tokens, "tokens_cut": answer.usage.tokens_cut},
+        "usage": {"total_tokens": tokens, **told.usage(answer.usage)},
         "provenance": told.provenance(answer.provenance),
         "timings": told.timings(answer.timings),
     }

@@ -148,7 +148,7 @@ def form_embedding(answer: EmbedResponse, encoding: str) -> bytes:
         "object": "list",
         "data": data,
         "model": answer.model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "tokens_cut": answer.usage.tokens_cut},
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, **told.usage(answer.usage)},
         "provenance": told.provenance(answer.provenance),
         "timings": told.timings(answer.timings),
     }

@@ -13,7 +13,7 @@ from quadrate.server import lifecycle
 from quadrate.v1 import options_pb2
 
 if TYPE_CHECKING:
-    from quadrate.v1.options_pb2 import Provenance, Timings
+    from quadrate.v1.options_pb2 import Provenance, Timings, Usage
 
 MAX_JSON_BYTES = lifecycle.MAX_ANSWER_BYTES - 1024
 """The largest body, with room for what wraps it."""
@@ -52,6 +52,12 @@ def _provenance(data: bytes) -> orjson.Fragment:
     if message.HasField("normalized"):
         found["normalized"] = message.normalized
     return orjson.Fragment(orjson.dumps(found))
+
+
+def usage(message: Usage) -> dict[str, Any]:
+    """Return what a usage says beside its tokens: how many were cut, and whether the count is an upper bound."""
+    found: dict[str, Any] = {"tokens_cut": message.tokens_cut}
+    return {**found, "estimated": True} if message.estimated else found
 
 
 def timings(message: Timings) -> dict[str, float]:

@@ -18,6 +18,8 @@ from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from pydantic import SecretStr
+
     from quadrate.config.tls import ClientTls
 
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -55,6 +57,7 @@ class Peer:
         target: Where the worker is.
         tls: How TLS is spoken to it. None: not at all. Raises ConfigError if its files cannot be used.
         host: The name that `target` was found by, which is the one that its certificate must be for. Empty: that in `target`.
+        api_key: Sent with every call, for a gateway of another mesh. None: workers ask for none.
     """
 
     protocol: Literal["grpc"] = "grpc"
@@ -62,8 +65,9 @@ class Peer:
     gate = None
     """A worker refuses what it has no room for, and shares fairly, by itself."""
 
-    def __init__(self, target: str, tls: ClientTls | None = None, *, host: str = "") -> None:
+    def __init__(self, target: str, tls: ClientTls | None = None, *, host: str = "", api_key: SecretStr | None = None) -> None:
         self.target = target
+        self._credentials: Metadata = (("authorization", f"Bearer {api_key.get_secret_value()}"),) if api_key is not None else ()
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
         self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
@@ -93,17 +97,26 @@ class Peer:
     async def embed(self, request: embed_pb2.EmbedRequest, *, timeout: float | None, metadata: Metadata) -> embed_pb2.EmbedResponse:  # noqa: ASYNC109 - it travels on
         """Embed by the relay, or by a call of its own if request or answer is large or the worker has none. Raises QuadrateError."""
         try:
-            if self._relay.served and len(request.inputs) <= MOST_INPUTS and options_pb2.MULTI_VECTOR not in request.outputs:
+            if (
+                self._relay.served
+                and not self._credentials
+                and len(request.inputs) <= MOST_INPUTS
+                and options_pb2.MULTI_VECTOR not in request.outputs
+            ):
                 return await self._relay.embed(request, timeout, metadata)
         except grpc.aio.AioRpcError as error:
             if self._relay.served:
                 raise translate(error) from error
-        answer: embed_pb2.EmbedResponse = await self._translated(self._embed(request, timeout=timeout, metadata=metadata))
+        answer: embed_pb2.EmbedResponse = await self._translated(
+            self._embed(request, timeout=timeout, metadata=(*metadata, *self._credentials))
+        )
         return answer
 
     async def rerank(self, request: rerank_pb2.RerankRequest, *, timeout: float | None, metadata: Metadata) -> rerank_pb2.RerankResponse:  # noqa: ASYNC109 - it travels on
         """Rerank. Raises QuadrateError."""
-        answer: rerank_pb2.RerankResponse = await self._translated(self._rerank(request, timeout=timeout, metadata=metadata))
+        answer: rerank_pb2.RerankResponse = await self._translated(
+            self._rerank(request, timeout=timeout, metadata=(*metadata, *self._credentials))
+        )
         return answer
 
     def retire(self) -> None:
@@ -132,12 +145,12 @@ class Peer:
         return await asyncio.shield(self._listing)
 
     async def _models(self) -> list[model_pb2.Model]:
-        answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0)
+        answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0, metadata=self._credentials)
         return list(answer.models)
 
     async def tokenizer(self, model: str) -> bytes:
         """Return a model's tokenizer.json. Raises grpc.aio.AioRpcError."""
-        call = self._tokenizer(model_pb2.GetTokenizerRequest(model=model), timeout=30.0)
+        call = self._tokenizer(model_pb2.GetTokenizerRequest(model=model), timeout=30.0, metadata=self._credentials)
         return b"".join([piece.chunk async for piece in call])
 
     async def health(self, service: str) -> AsyncGenerator[int, None]:

@@ -238,6 +238,8 @@ class Replica:
     async def _send(self, errand: Errand, call: Call, timeout: float | None) -> Any:  # noqa: ASYNC109 - it travels on
         with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
             metadata = (*stage.headers(), ("x-request-id", call.request_id), *standing_headers(call.standing))
+            if self.facts is not None and errand.request.model != self.facts.card.name:  # its replicas may have other names for it
+                errand.request.model = self.facts.card.name
             return await getattr(self.peer, errand.method)(errand.request, timeout=timeout, metadata=metadata)
 
     def _failure(self, exc: BaseException, errand: Errand, call: Call, task: asyncio.Task[Any]) -> BaseException:
@@ -273,11 +275,13 @@ class Replica:
     async def _find(self, *, max_age_seconds: float = 0.0) -> model_pb2.Model | None:
         """Return the worker's card of the route's model, by alias or else by served name."""
         cards = [card for card in await self.peer.models(max_age_seconds=max_age_seconds) if card.task == self.task]
-        for card in (*cards, *(card for card in cards if card.served_name in self.route.names)):
-            if card.name == self.route.model or card.served_name in self.route.names:
+        alias = self.upstream.model or self.route.model
+        names = (self.upstream.model,) if self.upstream.model else self.route.names
+        for card in (*cards, *(card for card in cards if card.served_name in names)):
+            if card.name == alias or card.served_name in names:
                 return card
-        names = ", ".join(sorted(card.name for card in cards)) or "none"
-        self._away(f"the worker does not have this model; its models for the task: {names}")
+        there = ", ".join(sorted(card.name for card in cards)) or "none"
+        self._away(f"the worker does not have this model; its models for the task: {there}")
         return None
 
     async def _watch(self, name: str, tokenizers: Tokenizers) -> bool:

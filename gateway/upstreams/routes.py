@@ -30,14 +30,16 @@ from quadrate.telemetry import log
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pydantic import SecretStr
+
     from gateway.auth.principal import Principal
     from gateway.upstreams.replica import AnyPeer
     from quadrate.config.routing import Route, RoutingFile, Upstream
     from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
 
-    WorkerKey = tuple[str, str, Stamp | None]
-    """Its address, the name it was found by, and by which files it is called over TLS."""
+    WorkerKey = tuple[str, str, Stamp | None, SecretStr | None]
+    """Its address, the name it was found by, by which files it is called over TLS, and the key that it is sent."""
 
 WARM_UP_SECONDS = 10.0
 """A model that is served now and would be served by others from now on has so long to be served by them before the switch."""
@@ -187,18 +189,23 @@ class Routes:
     def _ways(self, route: Route, task: int, upstream: Upstream, target: str, address: str) -> list[AnyPeer]:
         """Return how a server may be spoken to, the likeliest way first. A worker has one peer for all of its models."""
         if upstream.type == "grpc":
-            return [self._worker(target, address, is_secure=upstream.url_of(target).startswith(_TLS_SCHEMES))]
+            is_secure = upstream.url_of(target).startswith(_TLS_SCHEMES)
+            return [self._worker(target, address, is_secure=is_secure, api_key=upstream.api_key)]
         server = HttpPeer(route=route, task=task, upstream=upstream, target=target, tokenizers=self._named, options=self._over_http)
         self._servers.add(server)
         may_be_worker = upstream.type != "openai" and upstream.url_of(target).startswith("http:") and "/" not in target
-        return [self._worker(target, target), server] if may_be_worker and self._over_http.finds_protocol else [server]
+        return (
+            [self._worker(target, target, api_key=upstream.api_key), server]
+            if may_be_worker and self._over_http.finds_protocol
+            else [server]
+        )
 
-    def _worker(self, target: str, address: str, *, is_secure: bool = False) -> Peer:
+    def _worker(self, target: str, address: str, *, is_secure: bool = False, api_key: SecretStr | None = None) -> Peer:
         host = target.rpartition(":")[0].strip("[]")
-        key = address, host, self._read_stamp if is_secure else None
+        key = address, host, self._read_stamp if is_secure else None, api_key
         found = self._workers.get(key)
         if found is None:
-            found = self._workers[key] = Peer(address, self._tls if is_secure else None, host=host)
+            found = self._workers[key] = Peer(address, self._tls if is_secure else None, host=host, api_key=api_key)
         return found
 
     def _follow(self, pools: Iterable[Pool]) -> None:

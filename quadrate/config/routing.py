@@ -45,7 +45,7 @@ class Upstream(Schema):
     replicas: tuple[str, ...] = ()
     """More addresses of the same kind, in the form of `url`."""
     model: str = ""
-    """HTTP: what the model is called there. Empty: the route's served name, or else its alias."""
+    """What the model is called there. Empty: by its alias or its served name; over HTTP by the latter if it has one."""
     api_key: pydantic.SecretStr | None = None
     """The key that is sent there. Better `api_key_env`: this file is read by many."""
     api_key_env: Variable = ""
@@ -78,7 +78,7 @@ class Upstream(Schema):
     def _check_grpc(self) -> None:
         if wrong := next((url for url in self._urls if urlsplit(url).path.strip("/")), None):
             raise ValueError(f"{wrong!r} has a path, which gRPC has no use for; write it as grpc://host:port, or say type: openai")
-        for name in ("model", "max_inputs", "takes_token_ids"):
+        for name in ("max_inputs", "takes_token_ids"):
             if name in self.model_fields_set:
                 raise ValueError(f"{name} is for upstreams over HTTP; leave it out for type grpc")
 

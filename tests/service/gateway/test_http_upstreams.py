@@ -15,7 +15,7 @@ from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.testing.worker import WIDTH, FakeWorker, fake_vector
 from quadrate.tokenizer import TextTokenizer
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
-from tests.service.gateway.conftest import Door, refused
+from tests.service.gateway.conftest import Door, refused, routing
 from tests.service.gateway.test_routing import readiness
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ async def test_a_count_that_nobody_tells_is_marked_as_estimated(open_door: Calla
         ranked = await door.rerank.Rerank(rerank_pb2.RerankRequest(model="far-rerank", query="cat", documents=documents))
         assert ranked.usage.estimated
         assert ranked.usage.tokens >= len("cat") + len("dog")
+        assert not ranked.results[0].HasField("usage")
+        told = await door.post(door.openai.CreateEmbedding, {"model": "far", "input": "cat"})
+        assert told["usage"] == {"prompt_tokens": 11, "total_tokens": 11, "tokens_cut": 0, "estimated": True}
 
 
 async def test_a_named_tokenizer_counts_refuses_and_cuts(open_door: Callable[..., Any], tokenizer: str) -> None:
@@ -352,6 +355,23 @@ async def test_our_worker_by_a_url_is_found_to_be_one(open_door: Callable[..., A
         assert worker.received[-1].inputs[0].token_ids.ids
         lines = (await readiness(door))[1]["upstreams"]
         assert [(one["type"], one["protocol"]) for one in lines] == [("infinity", "grpc"), ("rerank", "grpc")]
+
+
+async def test_another_mesh_may_be_an_upstream_over_grpc(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """Under another name and with a key of ours: its tokenizer, its health and its answers come through."""
+    async with open_door(routing(worker), auth="api_keys: [the-key-of-it]") as far:
+        await far.until_serving()
+        port = far.gateway.server.port
+        entry = f"{{type: grpc, url: 'grpc://127.0.0.1:{port}', model: fake, api_key: the-key-of-it}}"
+        ranking = f"{{type: grpc, url: 'grpc://127.0.0.1:{port}', api_key: the-key-of-it}}"
+        file = f"embeddings: [{{model: near, upstream: {entry}}}]\nrerank: [{{model: fake-rerank, upstream: {ranking}}}]\n"
+        async with open_door(file) as door:
+            await door.until_serving()
+            answer = await door.embed.Embed(embed_pb2.EmbedRequest(model="near", inputs=[options_pb2.Input(text="cat")]))
+            assert np.allclose(answer.embeddings[0].values, vector("cat"))
+            documents = [options_pb2.Input(text="cat")]
+            await door.rerank.Rerank(rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=documents))
+            assert len(worker.received) >= 2
 
 
 async def test_a_server_behind_the_older_names_is_found_to_speak_http(open_door: Callable[..., Any]) -> None:
