@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.overload.priority import asked_priority
 from quadrate.standing import Priority, Standing
+from quadrate.turns import on_behalf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,6 +81,7 @@ class Admission:
         call.log["principal"] = principal.name
         priority = asked_priority(call.metadata, usual)
         call.standing = Standing(principal.name, priority, self._weight_of(principal.name))
+        on_behalf.set(call.standing)
         call.place = self._room.enter(call.standing, call.size_bytes)
         return principal
 

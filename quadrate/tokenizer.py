@@ -7,7 +7,6 @@ and that travels from gateway to worker. Special tokens are put around them once
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 
 from quadrate.cuts import cut, in_common
 from quadrate.errors import ContextLengthExceeded, EmptyInput, InvalidArgument
+from quadrate.turns import Turns
 from quadrate.v1.options_pb2 import Truncation
 
 # Rayon's threads would fight the model's for the same cores; our callers bring their own concurrency.
@@ -38,7 +38,8 @@ CHARACTERS_A_TOKEN = 64
 _GROUP_CHARACTERS = 65_536
 """Texts are tokenised in groups of about this size: what the library keeps of a text is some hundred bytes a token."""
 
-_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenise")
+_THREADS = 2
+_threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="tokenise")
 
 
 class TextTokenizer:
@@ -67,6 +68,7 @@ class TextTokenizer:
         self.max_characters = max(LONGEST_CHARACTERS, CHARACTERS_A_TOKEN * max_tokens)
         """The most characters of one text that are tokenised: many times what the model reads, and few enough that no text, whatever it
         is made of, can use up time and memory."""
+        self._turns = Turns(_threads, _THREADS)
         self._prefix = np.array(self.prefix_ids, dtype=np.int32)
         self._suffix = np.array(self.suffix_ids, dtype=np.int32)
 
@@ -90,10 +92,14 @@ class TextTokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     async def encode_async(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, off the event loop unless the texts are so short that going there would cost more."""
-        if sum(map(len, texts)) <= IN_PLACE_CHARACTERS:
+        """As `encode`, off the event loop unless the texts are so short that going there would cost more.
+
+        Where many want it, those on whose behalf it is done take turns (quadrate.turns).
+        """
+        size = sum(map(len, texts))
+        if size <= IN_PLACE_CHARACTERS:
             return self.encode(texts)
-        return await asyncio.get_running_loop().run_in_executor(_threads, self.encode, texts)
+        return await self._turns.run(self.encode, texts, cost=size)
 
     def trim(self, text: str, truncation: Truncation, *, param: str, prompt: str = "") -> str:
         """Return what is tokenised of a prompt and the text behind it: all of it, or `max_characters` with the end that truncation keeps.

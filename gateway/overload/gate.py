@@ -18,11 +18,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from quadrate.errors import DeadlineExceeded, Overloaded
-from quadrate.standing import Priority
+from quadrate.turns import Lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -54,17 +53,16 @@ class Gate:
         self._clock = clock
         self._rate = _Rate()
         self._requests = 0
-        self._tokens = 0
+        self._tokens = 0.0
         self._part = 1.0
         """How much of the bound the server is given, after its refusals."""
         self._changed = clock()
-        self._lines: dict[tuple[str, Priority], _Line] = {}
-        self._floor = dict.fromkeys(Priority, 0.0)
+        self._lines = Lines()
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        return len(self._lines)
 
     @contextlib.asynccontextmanager
     async def place(self, standing: Standing, tokens: int, timeout_seconds: float | None) -> AsyncIterator[None]:
@@ -88,16 +86,16 @@ class Gate:
         finally:
             self._give_back(tokens, is_answered=is_answered)
 
-    def _has_room(self, tokens: int) -> bool:
+    def _has_room(self, tokens: float) -> bool:
         if self._requests < max(1.0, LEAST_REQUESTS * self._part):
             return True
         return self._tokens + tokens <= TARGET_SECONDS * self._rate.tokens_per_second * self._part
 
-    def _take(self, tokens: int) -> None:
+    def _take(self, tokens: float) -> None:
         self._requests += 1
         self._tokens += tokens
 
-    def _give_back(self, tokens: int, *, is_answered: bool) -> None:
+    def _give_back(self, tokens: float, *, is_answered: bool) -> None:
         self._pass_time()
         self._requests -= 1
         self._tokens -= tokens
@@ -114,113 +112,38 @@ class Gate:
         if self._part < 1.0:
             self._part = min(1.0, self._part * _MORE_EACH_SECOND**passed)
 
-    async def _wait(self, standing: Standing, tokens: int, timeout_seconds: float | None) -> None:
+    async def _wait(self, standing: Standing, tokens: float, timeout_seconds: float | None) -> None:
         self._check_wait(standing, tokens, timeout_seconds)
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens)
-        line = self._line(standing)
-        line.add(waiter)
+        waiter = self._lines.add(standing, tokens)
         self._let_in()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await waiter.future
         except (TimeoutError, asyncio.CancelledError) as exc:
-            self._leave(line, waiter)
+            if waiter.future.cancelled():
+                self._lines.remove(waiter)
+            else:  # its place came in that moment
+                self._give_back(tokens, is_answered=False)
             if isinstance(exc, TimeoutError):
                 raise DeadlineExceeded("The deadline passed before the server of this model had room. Allow more time.") from exc
             raise
 
-    def _leave(self, line: _Line, waiter: _Waiter) -> None:
-        """Let go of one who waits no more, or of the place that it was given in that moment."""
-        if waiter.future.done() and not waiter.future.cancelled():
-            self._give_back(waiter.tokens, is_answered=False)
-        else:
-            line.remove(waiter)
-            if not line.waiting:
-                self._lines.pop(line.key, None)
-
-    def _check_wait(self, standing: Standing, tokens: int, timeout_seconds: float | None) -> None:
+    def _check_wait(self, standing: Standing, tokens: float, timeout_seconds: float | None) -> None:
         """Refuse what would wait too long, by the work that goes before it and the rate at which work is done."""
         rate = self._rate.tokens_per_second
-        wait = self._ahead(standing, tokens) / rate if rate else 0.0
+        wait = self._lines.ahead(standing, tokens) / rate if rate else 0.0
         most = QUEUE_SECONDS if timeout_seconds is None else min(QUEUE_SECONDS, timeout_seconds)
-        if wait > most or self.waiting >= MOST_WAITING:
+        if wait > most or len(self._lines) >= MOST_WAITING:
             raise Overloaded(
                 f"What waits for the server of this model takes {wait:.1f} s, the limit is {most:.1f} s. Try again later.",
                 retry_after_seconds=max(MIN_RETRY_SECONDS, wait - most),
             )
 
-    def _ahead(self, standing: Standing, tokens: int) -> float:
-        """Return how many tokens go before those of a newcomer, of what waits."""
-        own = self._lines.get((standing.tenant, standing.priority))
-        mine = own.tokens if own is not None else 0
-        level = (own.used if own is not None else self._floor[standing.priority]) + (mine + tokens) / standing.weight
-        found = float(mine)
-        for line in self._lines.values():
-            if line.priority < standing.priority:
-                found += line.tokens
-            elif line.priority is standing.priority and line is not own:
-                found += min(line.tokens, max(0.0, level - line.used) * line.weight)
-        return found
-
-    def _line(self, standing: Standing) -> _Line:
-        """Return a tenant's line. One that had nothing waiting begins where the least served one stands."""
-        key = (standing.tenant, standing.priority)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _Line(key, self._floor[standing.priority])
-        line.weight = standing.weight
-        return line
-
     def _let_in(self) -> None:
         """Give places to those who are next, as long as there is room."""
-        while self._lines:
-            line = min(self._lines.values(), key=_Line.order)
-            waiter = line.waiting[0]
-            if not self._has_room(waiter.tokens):
-                return
-            line.remove(waiter)
-            self._floor[line.priority] = max(self._floor[line.priority], line.used)
-            line.used += waiter.tokens / line.weight
-            if not line.waiting:
-                del self._lines[line.key]
-            self._take(waiter.tokens)
-            waiter.future.set_result(None)
-
-
-class _Waiter:
-    """One request that waits."""
-
-    __slots__ = ("future", "tokens")
-
-    def __init__(self, future: asyncio.Future[None], tokens: int) -> None:
-        self.future = future
-        self.tokens = tokens
-
-
-class _Line:
-    """What one tenant has waiting of one priority."""
-
-    def __init__(self, key: tuple[str, Priority], used: float) -> None:
-        self.key = key
-        self.priority = key[1]
-        self.weight = 1.0
-        self.used = used
-        self.tokens = 0
-        self.waiting: deque[_Waiter] = deque()
-
-    def order(self) -> tuple[Priority, float]:
-        """Return what the least of goes first."""
-        return self.priority, self.used
-
-    def add(self, waiter: _Waiter) -> None:
-        """Put one behind the others."""
-        self.waiting.append(waiter)
-        self.tokens += waiter.tokens
-
-    def remove(self, waiter: _Waiter) -> None:
-        """Take one out."""
-        self.waiting.remove(waiter)
-        self.tokens -= waiter.tokens
+        while (waiter := self._lines.first()) is not None and self._has_room(waiter.cost):
+            self._lines.serve(waiter)
+            self._take(waiter.cost)
 
 
 class _Rate:

@@ -21,6 +21,7 @@ from quadrate.server.call import Call, request_id, standing_of
 from quadrate.standing import CANARY
 from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
+from quadrate.turns import on_behalf
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -138,6 +139,7 @@ class Handlers:
         trace = self._telemetry.traces.begin(metadata)
         call = Call(method, metadata, request_id(metadata), deadline, trace, desk=self, standing=standing_of(metadata))
         current.set(call.ids)
+        on_behalf.set(call.standing)
         self._enter()
         return call
 
