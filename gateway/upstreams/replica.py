@@ -275,13 +275,13 @@ class Replica:
     async def _find(self, *, max_age_seconds: float = 0.0) -> model_pb2.Model | None:
         """Return the worker's card of the route's model, by alias or else by served name."""
         cards = [card for card in await self.peer.models(max_age_seconds=max_age_seconds) if card.task == self.task]
-        alias = self.upstream.model or self.route.model
-        names = (self.upstream.model,) if self.upstream.model else self.route.names
+        there = self.upstream.model if self.peer.protocol == "grpc" else ""  # an HttpPeer's card has the route's name
+        alias, names = there or self.route.model, (there,) if there else self.route.names
         for card in (*cards, *(card for card in cards if card.served_name in names)):
             if card.name == alias or card.served_name in names:
                 return card
-        there = ", ".join(sorted(card.name for card in cards)) or "none"
-        self._away(f"the worker does not have this model; its models for the task: {there}")
+        known = ", ".join(sorted(card.name for card in cards)) or "none"
+        self._away(f"the worker does not have this model; its models for the task: {known}")
         return None
 
     async def _watch(self, name: str, tokenizers: Tokenizers) -> bool:
