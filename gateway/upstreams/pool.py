@@ -240,9 +240,12 @@ class Pool:
         others = [replica for replica in self._serving if replica not in besides and not _closed_seconds(replica, errand, call)]
         serving = [replica for replica in others if _reads(replica.facts, errand)]
         serving = serving or [replica for replica in others if _reads(replica.former, errand)]
-        if len(serving) <= 1:
+        count = len(serving)
+        if count <= 1:
             return serving[0] if serving else None
-        one, other = random.sample(serving, 2)
+        # As random.sample(serving, 2), which takes ten times as long; chance spreads requests here and guards nothing.
+        place = int(random.random() * count)  # noqa: S311
+        one, other = serving[place], serving[(place + 1 + int(random.random() * (count - 1))) % count]  # noqa: S311
         return one if one.load <= other.load else other
 
 

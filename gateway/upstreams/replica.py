@@ -223,7 +223,10 @@ class Replica:
                 async with peer.gate.place(call.standing, errand.tokens, timeout):
                     answer = await self._send(errand, call, self._time_left(call))
         except BaseException as exc:
-            raise self._failure(exc, errand, call, task) from exc
+            failure = self._failure(exc, errand, call, task)
+            if failure is exc:
+                raise
+            raise failure from exc
         else:
             self.record.answered(time.perf_counter() - started, ahead)
             self.answered_at = time.monotonic()
