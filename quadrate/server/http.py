@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from quadrate.server.call import request_id
 from quadrate.telemetry import log
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from quadrate.telemetry import Metrics
+
+HTTP_LINE_BYTES = 65_536
+"""The longest request line and header that are read: the edge refuses headers over 32 KiB, and what it lets through must not fail here."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether what aiohttp logs says more than that somebody sent what is no HTTP; it writes a traceback with a piece of that."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], BadHttpMessage)
+
+
+logging.getLogger("aiohttp.server").addFilter(_is_news)
 
 
 def application(

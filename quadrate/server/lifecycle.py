@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from quadrate.errors import ConfigError
 from quadrate.server import reflection
 from quadrate.server.certificates import RenewedCertificates
+from quadrate.server.foreign import Foreign
 from quadrate.server.handlers import Handlers
-from quadrate.server.http import application
+from quadrate.server.http import HTTP_LINE_BYTES, application
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ class Server:
         self._handlers = Handlers(telemetry)
         self._telemetry = telemetry
         self._grpc: grpc.aio.Server | None = None
-        self._http = web.AppRunner(application(telemetry.metrics, readiness, http_routes), access_log=None, handle_signals=False)
+        app = application(telemetry.metrics, readiness, http_routes)
+        self._http = web.AppRunner(
+            app, access_log=None, handle_signals=False, max_line_size=HTTP_LINE_BYTES, max_field_size=HTTP_LINE_BYTES
+        )
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
@@ -115,7 +119,7 @@ class Server:
         server = grpc.aio.server(options=_OPTIONS)
         names = [service.descriptor.full_name for service in self._services]
         server.add_generic_rpc_handlers(tuple(self._handlers.of(service, service.descriptor) for service in self._services))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, Foreign(server))
         if self._reflection_on:
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.serve(server, (*names, health_name), self._reflection_guard)

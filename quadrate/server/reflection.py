@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from quadrate.errors import QuadrateError
 from quadrate.server import status
 from quadrate.server.call import request_id
+from quadrate.server.foreign import Foreign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -61,4 +62,4 @@ def serve(server: grpc.aio.Server, names: Sequence[str], guard: Guard | None) ->
     """Serve reflection of these services and of itself; None lets everybody ask."""
     names = (*names, SERVICE_NAME)
     servicer = _Servicer(names) if guard is None else _Guarded(names, guard)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, Foreign(server))

@@ -250,6 +250,64 @@ async def test_who_hangs_is_given_up(path: str, headers: dict[str, str], client:
     assert (gateway.calls[0].deadline is not None) == bool(headers)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"a-bin": "!!!"},
+        {"grpc-trace-bin": "AA=="},
+        {"grpc-status": "13"},
+        {"grpc-message": "%"},
+        {"grpc-encoding": "snappy"},
+        {"grpc-accept-encoding": "?"},
+        {"o'dd~name": "x"},
+    ],
+    ids=lambda headers: next(iter(headers)),
+)
+async def test_headers_that_grpc_cannot_read_are_left_behind(headers: dict[str, str], client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """They mean nothing here; passed on, each would fail the call with a 500 that says nothing."""
+    answer = await client.post("/v1/embeddings", json={}, headers=headers)
+    assert answer.status_code == 200
+    (call,) = gateway.calls
+    assert not set(call.metadata) & {"grpc-status", "grpc-message", *(name for name in headers if not name.startswith("grpc"))}
+
+
+@pytest.mark.parametrize("deadline", ["", "1", "S", "-1S", "1.5S", "123456789S", "1S,2S"])
+async def test_a_deadline_that_cannot_be_read_is_the_callers_mistake(deadline: str, client: httpx.AsyncClient, gateway: StandIn) -> None:
+    """400 in REST, INVALID_ARGUMENT in gRPC; the gateway would say INTERNAL."""
+    answer = await client.post("/v1/embeddings", json={}, headers={"grpc-timeout": deadline})
+    assert answer.status_code == 400
+    assert "grpc-timeout" in answer.json()["error"]["message"]
+    headers = {"grpc-timeout": deadline, "content-type": "application/grpc", "te": "trailers"}
+    answer = await client.post("/quadrate.openai.v1.OpenAiService/CreateEmbedding", content=bytes(5), headers=headers)
+    assert answer.headers["grpc-status"] == "3"
+    assert not gateway.calls
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content_type", "status"),
+    [
+        ("GET", "/quadrate.openai.v1.OpenAiService/ListModels", "text/plain", 405),
+        ("POST", "/quadrate.openai.v1.OpenAiService/ListModels", "application/json", 415),
+        ("POST", "/quadrate.openai.v1.OpenAiService/ListModels", "application/grpc-web+json", 415),
+        ("GET", "/v1/models", "application/grpc-web+proto", 415),
+    ],
+)
+async def test_what_is_no_grpc_does_not_count_against_a_gateway(
+    method: str, path: str, content_type: str, status: int, client: httpx.AsyncClient, gateway: StandIn
+) -> None:
+    """A gateway would reset it, which the edge takes for a gateway that is gone: it would try three more times, and avoid the gateway."""
+    answer = await client.request(method, path, headers={"content-type": content_type})
+    assert answer.status_code == status
+    assert not gateway.calls
+
+
+async def test_expectations_are_not_passed_on(client: httpx.AsyncClient) -> None:
+    """What comes from the HTTP port needs nothing but 100-continue, which the edge answers by itself."""
+    answer = await client.get("/health/live", headers={"expect": "what I want"})
+    assert answer.status_code == 200
+    assert (await client.get("/health/live", headers={"x-large": "a" * 30_000})).status_code == 200
+
+
 async def test_even_a_protocol_that_is_refused_is_told_in_json(client: httpx.AsyncClient) -> None:
     """HTTP/1.0 has no place here; the answer looks like all others."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)

@@ -22,6 +22,7 @@ from quadrate.server import Server
 from quadrate.server.http import application
 from quadrate.telemetry import Telemetry, log
 from quadrate.v1 import embed_pb2, embed_pb2_grpc
+from tests.chaos import http2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from quadrate.server import Call
 
 SECRET = "what-the-user-wrote"  # noqa: S105 - a text that must not be logged
+_CALL = (
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/quadrate.v1.EmbedService/Embed"),
+    (b":authority", b"localhost"),
+    (b"content-type", b"application/grpc"),
+    (b"te", b"trailers"),
+)
 
 
 class Echo:
@@ -193,6 +202,46 @@ async def test_what_is_no_message_is_refused_in_our_words(channel: grpc.aio.Chan
     error = await failure(call(b"\x0a\x02\xff\xfe"))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "UTF-8" in str(error.details())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/quadrate.v1.EmbedService/Embed",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+@pytest.mark.parametrize("messages", [(), (b"\xff",)], ids=["none", "unreadable"])
+async def test_no_message_is_refused_at_once_by_every_service(
+    method: str, messages: tuple[bytes, ...], channel: grpc.aio.Channel, log_path: Path
+) -> None:
+    """A call that ends without its message, and one whose message is none; left alone, grpc never answers the one, and logs the other."""
+
+    async def sent() -> AsyncIterator[bytes]:
+        for message in messages:
+            yield message
+
+    if method.endswith("Info") and not messages:
+        return  # a conversation in which nothing is asked ends well
+    call = channel.stream_stream(method)(sent(), timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert b"Traceback" not in log_path.read_bytes()
+
+
+async def test_headers_that_are_no_text_are_not_logged(server: Server, channel: grpc.aio.Channel, log_path: Path) -> None:
+    """Grpc would write the whole of them, and a traceback each: a caller's key may be among them."""
+    hello = http2.headers(1, [*_CALL, (b"authorization", b"Bearer " + SECRET.encode() + b"\xff")])
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http2.PREFACE + http2.settings() + hello + http2.data(1, bytes(5)))
+    while b"request" not in log_path.read_bytes():
+        assert await asyncio.wait_for(reader.read(1024), 10)
+    assert SECRET.encode() not in log_path.read_bytes()
+    writer.close()
 
 
 async def test_a_caller_who_goes_is_noticed(stub: Any, echo: Echo, log_path: Path) -> None:
