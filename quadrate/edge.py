@@ -198,6 +198,8 @@ def _tracing(settings: EdgeSettings) -> Tree:
         "upstream_operation": "edge to gateway",
         "random_sampling": {"value": settings.sampled_percent},
         "max_path_tag_length": 256,
+        # Its own http.url has the query, where some clients put keys.
+        "custom_tags": [{"tag": "http.url", "value": "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ:ORIG_OR_PATH:256)%"}],
     }
 
 
