@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -21,6 +22,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway.overload.refusals import Refusals
 from gateway.upstreams.facts import Facts, PeerAway
+from gateway.upstreams.http.answers import PROVIDER
+from gateway.upstreams.http.peer import facts_of_card
 from gateway.upstreams.outliers import Record
 from gateway.upstreams.peers import Lost
 from gateway.upstreams.tokenizers import TokenizerError
@@ -355,6 +358,8 @@ class Replica:
         """Return what requests for a card's model are read by. Raises TokenizerError, PeerAway, grpc.aio.AioRpcError."""
         if self.peer.protocol == "http":
             return await self.peer.facts()
+        if card.provider == PROVIDER:  # another mesh, which has it from such a server
+            return await facts_of_card(card, partial(tokenizers.of, card, self.peer))
         return Facts(card, await tokenizers.of(card, self.peer), _pair(card))
 
     async def _find_reason(self) -> None:

@@ -54,8 +54,8 @@ REFUSED_PAUSE_SECONDS = 5.0
 """A server that is there and refuses to answer is left alone for so long: it may count, or bill."""
 PARTS_AT_ONCE = 4
 """Requests that one of ours may be at a time, where the server takes few texts in each."""
-TEMPLATE_TOKENS = 128
-"""What a reranker's template may put around a pair, where its tokenizer does not tell."""
+BLANK = PairLayout(prefix_ids=(0,) * 128)
+"""How pairs are counted where no tokenizer tells: so much a reranker's template may put around the two."""
 _FORWARDED = frozenset({"traceparent", "tracestate", "x-request-id"})
 """What goes along with a request. The caller's name and its baggage stay here: the server may be another's."""
 
@@ -278,8 +278,23 @@ def _facts(route: Route, task: int, upstream: Upstream, met: Met, reader: TextTo
         _describe(card, route, met)
         return Facts(card, reader, over_http=True, in_text=True, takes_ids=upstream.takes_token_ids, is_estimate=is_estimate)
     pair = None if is_estimate else _pair(reader)
-    blank = PairLayout(prefix_ids=(0,) * TEMPLATE_TOKENS)
-    return Facts(card, reader, pair or blank, over_http=True, in_text=True, takes_ids=False, is_estimate=pair is None)
+    if pair is None:
+        return Facts(card, reader, BLANK, over_http=True, in_text=True, takes_ids=False, is_estimate=True)
+    card.pair.CopyFrom(pair.message())
+    return Facts(card, reader, pair, over_http=True, in_text=True, takes_ids=False)
+
+
+async def facts_of_card(card: model_pb2.Model, tokenizer: Callable[[], Awaitable[TextTokenizer]]) -> Facts:
+    """Return what is known of a model that another mesh has from a server over HTTP: as that mesh knows it, texts alone."""
+    if not card.tokenizer_sha256:
+        pair = BLANK if card.task == model_pb2.TASK_RERANK else None
+        return Facts(card, UPPER_BOUND, pair, over_http=True, in_text=True, takes_ids=False, is_estimate=True)
+    pair = PairLayout.of(card.pair) if card.HasField("pair") else None
+    is_estimate = pair is None and card.task == model_pb2.TASK_RERANK
+    reader = await tokenizer()
+    return Facts(
+        card, reader, pair or (BLANK if is_estimate else None), over_http=True, in_text=True, takes_ids=False, is_estimate=is_estimate
+    )
 
 
 def _pair(reader: TextTokenizer) -> PairLayout | None:

@@ -374,6 +374,27 @@ async def test_another_mesh_may_be_an_upstream_over_grpc(open_door: Callable[...
             assert len(worker.received) >= 2
 
 
+@pytest.mark.parametrize("is_counted", [True, False])
+async def test_what_another_mesh_has_over_http_is_asked_in_texts_there(
+    open_door: Callable[..., Any], tokenizer: str, *, is_counted: bool
+) -> None:
+    """Its card says so; it is counted as it is counted there."""
+    route = tokenizer if is_counted else ""
+    async with HttpUpstream() as upstream, open_door(over_http(upstream, route=route)) as far:
+        await far.until_serving()
+        where = f"{{type: grpc, url: 'grpc://127.0.0.1:{far.gateway.server.port}'}}"
+        async with open_door(
+            f"embeddings: [{{model: far, upstream: {where}}}]\nrerank: [{{model: far-rerank, upstream: {where}}}]\n"
+        ) as door:
+            await door.until_serving()
+            answer = await door.embed.Embed(texts("cat"))
+            assert np.allclose(answer.embeddings[0].values, vector("cat"))
+            assert answer.usage.tokens == 1 + 2
+            documents = [options_pb2.Input(text="the mat")]
+            ranked = await door.rerank.Rerank(rerank_pb2.RerankRequest(model="far-rerank", query="cat", documents=documents))
+            assert ranked.usage.tokens == (1 + 2 + 3 if is_counted else 3 + 4)
+
+
 async def test_a_server_behind_the_older_names_is_found_to_speak_http(open_door: Callable[..., Any]) -> None:
     """It may be followed by a worker at the same address, and the other way round."""
     port = free_port()
