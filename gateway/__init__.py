@@ -19,3 +19,8 @@
 Order of a request: authenticate, parse, validate everything, tokenise, look for what is known, charge the rest, send it where it is
 served best, respond. Nothing is sent upstream that was not validated and charged; what fails is given back.
 """
+
+import os
+
+# gRPC reads it as it is imported. Otherwise it writes lines of its own, in no JSON, whenever a stranger's TLS handshake fails.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -52,6 +53,7 @@ REFRESH_SECONDS = 1.0
 """How often a serving model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
 _HTTP1 = "http1"
 """What gRPC says where somebody answers in HTTP/1: `Trying to connect an http1.x server`."""
+_HANDSHAKE = re.compile(r"Tls handshake failed.*?OPENSSL_internal:([A-Z0-9_]+(: [a-z ]+)?)")
 _NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
 
 
@@ -384,6 +386,8 @@ class Replica:
         unreached = error.code() is grpc.StatusCode.UNAVAILABLE and any(word in text.lower() for word in _NOT_REACHED)
         if unreached or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return "cannot be reached"
+        if broken := _HANDSHAKE.search(text):
+            return f"the TLS handshake failed: {broken[1]}"
         if _HTTP1 in text.lower():
             return "it does not speak quadrate.v1 over gRPC; if it is a server with an HTTP API, say type: openai"
         return f"{error.code().name}: {text[:200]}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from quadrate.config.tls import ServerTls
     from quadrate.server import Call
 
     Before = Callable[[Any, Call], Awaitable[None]]
@@ -94,6 +95,7 @@ class FakeWorker:
         host: The address it listens on.
         starts_serving: Whether its models serve from the start.
         with_relay: Whether it serves RelayService, as every worker of this version does.
+        tls: How it speaks TLS. None: not at all.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class FakeWorker:
         host: str = "127.0.0.1",
         starts_serving: bool = True,
         with_relay: bool = True,
+        tls: ServerTls | None = None,
     ) -> None:
         self.tokenizer = tokenizer or letter_tokenizer()
         self.cards = {card.name: card for card in cards or (fake_card("fake"), fake_card("fake-rerank", model_pb2.TASK_RERANK))}
@@ -128,6 +131,7 @@ class FakeWorker:
             http_port=0,
             readiness=lambda: (True, {}),
             drain_seconds=0.0,
+            tls=tls,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import subprocess
@@ -62,6 +63,7 @@ def test_nothing_is_served_without_tls(mesh: Mesh, certificates: Path) -> None:
         for target in (mesh.target(role), f"https://{mesh.target(role)}"):
             with Client(target, certificates=certificates / "ca.pem", timeout_seconds=3) as client, pytest.raises(Unavailable):
                 client.models()
+    assert all(json.loads(line) for line in mesh.process_logs().splitlines())  # also what gRPC says of strangers' handshakes
     identity = certificates / "client.pem", certificates / "client-key.pem"
     with Client(f"https://{mesh.target('embed')}", certificates=certificates / "ca.pem", identity=identity) as client:
         assert [model.name for model in client.models()] == ["minilm"]

@@ -16,10 +16,13 @@ from cryptography import x509
 from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.upstreams.http.options import OverHttp
+from gateway.upstreams.routes import Routes
 from quadrate import edge
 from quadrate.cli import certs
 from quadrate.cli.authority import Authority
 from quadrate.config.edge import EdgeSettings
+from quadrate.config.routing import RoutingFile
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
 from quadrate.health import Health
@@ -27,6 +30,7 @@ from quadrate.openai.v1 import openai_pb2, openai_pb2_grpc
 from quadrate.server import Server
 from quadrate.telemetry import Telemetry
 from quadrate.testing.ports import free_ports
+from quadrate.testing.worker import FakeWorker
 from tests.processes import LONG_SECONDS, eventually
 
 if TYPE_CHECKING:
@@ -135,6 +139,39 @@ async def test_a_client_believes_no_other_authority_and_no_other_name(folder: Pa
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await healthy(f"127.0.0.1:{server.port}", ClientTls(ca).credentials())
             assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_readiness_says_why_a_worker_is_not_believed(folder: Path) -> None:
+    """What went wrong in the handshake, and not just that nobody answers."""
+    others = folder.parent / "others"
+    certs.make(others, (), days=30)
+    async with FakeWorker() as plain, serving(ServerTls(pair(folder, "worker"))) as strange:
+        tls = ClientTls(others / "ca.pem")
+        file = RoutingFile.model_validate(
+            {
+                "embeddings": [
+                    {"model": name, "upstream": {"type": "grpc", "url": f"grpcs://{target}"}}
+                    for name, target in (("plain", plain.target), ("strange", f"127.0.0.1:{strange.port}"))
+                ]
+            }
+        )
+        async with Routes(file, Telemetry.silent("router").metrics, over_http=OverHttp(tls=tls)) as routes:
+            reasons = {pool.alias: pool.replicas[0] for pool in routes.pools}
+            await eventually(lambda: "handshake" in reasons["plain"].reason and "handshake" in reasons["strange"].reason, "no reason")
+            assert reasons["plain"].reason == "the TLS handshake failed: WRONG_VERSION_NUMBER"
+            assert (
+                reasons["strange"].reason == "the TLS handshake failed: CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate"
+            )
+
+
+async def test_a_worker_over_tls_is_called_by_its_name(folder: Path) -> None:
+    """A whole gateway over a worker that asks for its certificate."""
+    async with FakeWorker(tls=ServerTls(pair(folder, "worker"), folder / "ca.pem")) as worker:
+        url = f"grpcs://localhost:{worker.target.rpartition(':')[2]}"
+        file = RoutingFile.model_validate({"embeddings": [{"model": "fake", "upstream": {"type": "grpc", "url": url}}]})
+        options = OverHttp(tls=ClientTls(folder / "ca.pem", pair(folder, "gateway")))
+        async with Routes(file, Telemetry.silent("router").metrics, over_http=options) as routes:
+            await eventually(lambda: routes.pools[0].replicas[0].facts is not None, "the worker is not found")
 
 
 async def test_a_renewed_certificate_is_shown_to_who_comes_next(folder: Path) -> None:
