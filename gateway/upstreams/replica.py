@@ -161,7 +161,7 @@ class Replica:
         if self.facts is not None and pulse.is_suspect and not pulse.is_stuck:
             self._metrics.counter("router_upstream_ejections_total", self.peer.target, self.route.model, "silent").inc()
             log.warn("upstream does not answer", model=self.route.model, upstream=self.peer.target, seconds=round(pulse.silent_seconds, 2))
-        if pulse.is_stuck:
+        if self.facts is not None and pulse.is_stuck:
             self._away("it does not answer, though its connection is open")
         self.changed()
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.chaos.load import Grpc, Load, Rest, peak, percentile
+from quadrate.client import AsyncClient
+from tests.chaos.load import Grpc, Load, Rest, peak, percentile, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tests.chaos.conftest import StartMesh
     from tests.chaos.load import Made
@@ -25,6 +26,7 @@ RUN_MILLISECONDS = "10"
 """How long each run of the model takes, so that there is always something to lose."""
 RECOVERED_SECONDS = 2.0
 """After so long no caller may notice any more that a process was lost."""
+STREAMED = 2_000
 LEFT_SECONDS = 1.0
 """After so long nothing more is sent to a worker that stands still, and what it had has been asked elsewhere."""
 
@@ -127,6 +129,30 @@ async def test_a_gateway_that_is_told_to_end_loses_no_call(start_mesh: StartMesh
                 await asyncio.to_thread(mesh.until_ready, name, *GATEWAYS)
                 await asyncio.to_thread(mesh.until, lambda: are_healthy(mesh), "the edge does not take the gateway back")
         assert not load.failed, load.summary()
+
+
+async def test_a_stream_goes_on_whoever_ends(start_mesh: StartMesh) -> None:
+    """A worker is killed and a gateway told to end while a client ingests: each text is answered, and once."""
+    with start_mesh(gateways=2, embed_workers=2, environment={"EMBED_NULL_RUN_MS": RUN_MILLISECONDS, "ROUTER_DRAIN_SECONDS": "1"}) as mesh:
+        found: list[int] = []
+        async with AsyncClient(mesh.edge) as client:
+            async for answer in client.embed_stream(_paced(lambda: len(found)), model="minilm"):
+                assert answer.error is None
+                found.append(answer.id)
+                if len(found) == STREAMED // 4:
+                    mesh.kill("embed_worker")
+                if len(found) == STREAMED // 2:
+                    ending = asyncio.create_task(asyncio.to_thread(mesh.terminate, "gateway"))
+        assert await ending == 0
+    assert sorted(found) == list(range(STREAMED))
+
+
+async def _paced(answered: Callable[[], int]) -> AsyncIterator[tuple[int, str]]:
+    """Give texts, never many more than were answered: the stream is still open when something happens to it."""
+    for number in range(STREAMED):
+        while number - answered() > 200:
+            await asyncio.sleep(0.01)
+        yield number, text_of(number)
 
 
 @pytest.mark.parametrize("name", GATEWAYS)
