@@ -56,9 +56,9 @@ class SharedRedis:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
-            timeout=timeout_seconds,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
+            timeout=None,  # `call` watches the time of all of it, once
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),  # a call may have been carried out although its answer was lost; and nobody has time to wait
             protocol=2,
             client_name="quadrate-router",
