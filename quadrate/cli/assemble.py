@@ -145,7 +145,9 @@ def write(mesh: Mesh, folder: Folder) -> None:
     contents: dict[str, Schema] = {"routing.yaml": mesh.routing, "models.yaml": mesh.catalogue}
     for name in mesh.changed:
         data = contents[name].model_dump(mode="json", exclude_defaults=True)
-        (folder.config / name).write_text(f"# Written by quadrate up for its flags.\n{yaml.safe_dump(data, sort_keys=False)}")
+        file = folder.config / name
+        file.touch(mode=0o600)  # a route may hold the key of its upstream
+        file.write_text(f"# Written by quadrate up for its flags.\n{yaml.safe_dump(data, sort_keys=False)}")
     render(folder.config / "envoy.yaml", edge_settings(mesh.options, folder))
 
 

@@ -75,6 +75,11 @@ class Upstream(Schema):
             raise ValueError(f"{wrong!r} is no address for type {self.type}; write it as http://host:port, or say type: grpc")
         return self
 
+    @pydantic.field_serializer("api_key", when_used="json")
+    def _write_key(self, key: pydantic.SecretStr | None) -> str | None:
+        """Write a key only where the file itself holds it: what came from a variable is read from there again."""
+        return None if key is None or self.api_key_env else key.get_secret_value()
+
     def _check_grpc(self) -> None:
         if wrong := next((url for url in self._urls if urlsplit(url).path.strip("/")), None):
             raise ValueError(f"{wrong!r} has a path, which gRPC has no use for; write it as grpc://host:port, or say type: openai")
@@ -223,7 +228,7 @@ def _check_unique(where: str, names: Iterable[str]) -> None:
 
 def _resolve(route: RouteT, environment: Mapping[str, str]) -> RouteT:
     enabled = _enabled(route, environment)
-    changes: dict[str, object] = {"enabled": enabled, "enabled_env": ""}
+    changes: dict[str, object] = {"enabled": enabled}
     if route.upstream is not None:
         changes["upstream"] = _with_key(route.upstream, route, environment, enabled=enabled)
     changes["upstreams"] = tuple(_with_key(upstream, route, environment, enabled=enabled) for upstream in route.upstreams)
@@ -249,7 +254,7 @@ def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], 
     key = environment.get(name, "").strip() if name else ""
     if upstream.api_key_env and not key and enabled:
         raise ValueError(f"model {route.model!r}: the variable {name}, which api_key_env names, is not set")
-    return upstream.model_copy(update={"api_key": pydantic.SecretStr(key) if key else None, "api_key_env": ""})
+    return upstream.model_copy(update={"api_key": pydantic.SecretStr(key), "api_key_env": name}) if key else upstream
 
 
 def _target(url: str) -> str:

@@ -102,6 +102,11 @@ def test_the_environment_switches_routes_and_holds_keys(tmp_path: Path) -> None:
     assert on.groups[0].api_key is not None
     assert on.groups[0].api_key.get_secret_value() == "a-secret"
     assert "a-secret" not in repr(on)
+    assert "a-secret" not in on.model_dump_json()
+    assert load_routing(
+        write(tmp_path, f"embeddings: [{on.model_dump_json(exclude_defaults=True)}]"), {"M_KEY": "a-secret"}
+    ).embeddings == (on,)
+    write(tmp_path, text)
     with pytest.raises(ConfigError, match="model 'm': the variable M_KEY, which api_key_env names, is not set"):
         load_routing(path, {"M_ON": "true"})
     with pytest.raises(ConfigError, match="M_ON must be true or false"):
