@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from quadrate.client import requests
 from quadrate.client.answers import Embedded, Embeddings, Model, Ranking, Tokens
@@ -43,11 +43,12 @@ class AsyncClient:
         retries: What is tried again and when: only what is lost or refused for the moment, never beyond the deadline.
         texts_per_request: A longer list is split into requests of so many texts.
         requests_in_flight: So many of them are sent at once.
+        priority: How its requests stand where others wait, too: `interactive` or `bulk`. None: streams are bulk, all else is not.
         certificates: A PEM file with the authorities to trust for TLS. None trusts those that grpc brings along.
         identity: PEM files of a certificate and its key, to show where the mesh asks its callers for one (mTLS).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a client has so many settings
         self,
         target: str = "localhost:8085",
         *,
@@ -56,6 +57,7 @@ class AsyncClient:
         retries: Retries | None = None,
         texts_per_request: int = 64,
         requests_in_flight: int = 8,
+        priority: Literal["interactive", "bulk"] | None = None,
         certificates: Path | None = None,
         identity: tuple[Path, Path] | None = None,
     ) -> None:
@@ -63,7 +65,9 @@ class AsyncClient:
             if value < 1:
                 raise InvalidArgument(f"{name} is {value}; it must be 1 or more.", param=name)
         tls = ClientTls(certificates, None if identity is None else KeyPair(*identity))
-        self._connection = Connection(Target.parse(target), api_key=api_key, tls=tls, retries=retries or Retries())
+        headers = {"authorization": None if api_key is None else f"Bearer {api_key}", "x-quadrate-priority": priority}
+        metadata = tuple((name, value) for name, value in headers.items() if value is not None)
+        self._connection = Connection(Target.parse(target), metadata=metadata, tls=tls, retries=retries or Retries())
         self._timeout_seconds = timeout_seconds
         self._texts_per_request = texts_per_request
         self._requests_in_flight = requests_in_flight

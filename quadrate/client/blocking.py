@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from quadrate.client.asynchronous import AsyncClient
 
@@ -55,6 +55,7 @@ class Settings(TypedDict, total=False):
     retries: Retries | None
     texts_per_request: int
     requests_in_flight: int
+    priority: Literal["interactive", "bulk"] | None
     certificates: Path | None
     identity: tuple[Path, Path] | None
 

@@ -67,13 +67,13 @@ class Deadline:
 class Connection:
     """A channel to one target, opened at the first call. Belongs to the event loop that makes that call."""
 
-    def __init__(self, target: Target, *, api_key: str | None, tls: ClientTls, retries: Retries) -> None:
+    def __init__(self, target: Target, *, metadata: Sequence[tuple[str, str]], tls: ClientTls, retries: Retries) -> None:
         self._target = target
         self._tls = tls
         self._channel: grpc.aio.Channel | None = None
         self._random = random.Random()  # noqa: S311 - jitter
         self.retries = retries
-        self.metadata: Sequence[tuple[str, str]] = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+        self.metadata = metadata
 
     @property
     def channel(self) -> grpc.aio.Channel:

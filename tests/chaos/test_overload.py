@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.chaos.load import Caller, Made
     from tests.chaos.mesh import ChaosMesh
 
-SLEEPING = {"EMBED_NULL_TOKEN_US": "10000", "EMBED_MAX_BATCH_TOKENS": "32", "EMBED_THREADS": "4", "ROUTER_CACHE_MAX_BYTES": "0"}
-"""A text of twelve tokens takes 0.12 s, and four runs go on at a time: thirty texts a second, which leaves the machine nearly idle."""
+SLEEPING = {"EMBED_NULL_TOKEN_US": "20000", "EMBED_MAX_BATCH_TOKENS": "32", "EMBED_THREADS": "8", "ROUTER_CACHE_MAX_BYTES": "0"}
+"""A text of twelve tokens takes a quarter of a second, and eight runs go on at a time: thirty texts a second, and an idle machine."""
 AUTH = "api_keys: [{key: sk-of-the-flood, name: flood}, {key: sk-of-the-other, name: other}]\nallow_anonymous_without_api_keys: false\n"
 CONNECTIONS = 8
 """The edge takes 100 calls at a time on one connection of HTTP/2: more would wait at the caller's end, unseen."""

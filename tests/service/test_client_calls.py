@@ -41,6 +41,7 @@ class Mesh:
         """Raised by the next calls, one each."""
         self.embedded: list[embed_pb2.EmbedRequest] = []
         self.keys: list[str] = []
+        self.priorities: list[str] = []
         self.running = 0
         self.most_running = 0
         self.wait_seconds = 0.0
@@ -68,6 +69,7 @@ class Mesh:
     async def begin(self, call: Call) -> None:
         """Note a call, and fail if that is its turn."""
         self.keys.append(call.metadata.get("authorization", ""))
+        self.priorities.append(call.metadata.get("x-quadrate-priority", ""))
         await asyncio.sleep(self.wait_seconds)
         if self.failures:
             raise self.failures.pop(0)
@@ -218,6 +220,15 @@ async def test_options_travel(mesh: Mesh, client: AsyncClient) -> None:
     assert (sent.model, sent.truncation, sent.dimensions, sent.normalize) == ("m", options_pb2.LEFT, 128, False)
     assert sent.HasField("prompt")
     assert not sent.HasField("prompt_name")
+
+
+async def test_a_priority_goes_along_with_every_call(mesh: Mesh) -> None:
+    """A client that says how its requests stand says so with each of them; one that does not leaves it to the server."""
+    for priority in ("bulk", None):
+        async with AsyncClient(mesh.target, priority=priority) as made:
+            await made.embed(["one"], model="m")
+            assert [one async for one in made.embed_stream([("name", "two")], model="m")]
+    assert mesh.priorities == ["bulk", "bulk", "", ""]
 
 
 async def test_lost_calls_are_tried_again(mesh: Mesh, client: AsyncClient) -> None:
