@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+CALLER = "principal"
+"""The label that callers' names stand in."""
+MAX_CALLERS = 1_000
+"""Callers who have series of their own. An issuer of tokens may name any number, and each would take memory here and in Prometheus."""
+OTHERS = "(others)"
+"""What those after them are counted under, together."""
 
 
 class Metrics:
@@ -36,8 +42,11 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._parents: dict[str, Any] = {row.name: _build(row, self.registry) for row in instruments if row.component in (component, "all")}
+        rows = [row for row in instruments if row.component in (component, "all")]
+        self._parents: dict[str, Any] = {row.name: _build(row, self.registry) for row in rows}
         self._children: dict[tuple[str, ...], Any] = {}
+        self._place_of_caller = {row.name: row.labels.index(CALLER) for row in rows if CALLER in row.labels}
+        self._callers: set[str] = set()
 
     def counter(self, name: str, *labels: str) -> Counter:
         """Return the series; label values stand in the order of the table. Raises KeyError for a name that is not there."""
@@ -64,9 +73,21 @@ class Metrics:
         key = (name, *labels)
         child = self._children.get(key)
         if child is None:
-            parent = self._parents[name]
-            child = self._children[key] = parent.labels(*labels) if labels else parent
+            parent, kept = self._parents[name], self._bounded(name, labels)
+            child = parent.labels(*kept) if labels else parent
+            if kept is labels:
+                self._children[key] = child
         return child
+
+    def _bounded(self, name: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the labels, or others in their place where they name a caller too many."""
+        place = self._place_of_caller.get(name)
+        if place is None or labels[place] in self._callers:
+            return labels
+        if len(self._callers) < MAX_CALLERS:
+            self._callers.add(labels[place])
+            return labels
+        return (*labels[:place], OTHERS, *labels[place + 1 :])
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format, of content type CONTENT_TYPE."""

@@ -78,6 +78,20 @@ def test_metrics_are_printed_with_their_labels() -> None:
 
 
 @pytest.mark.usefixtures("restored_logging")
+def test_callers_too_many_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An issuer of tokens may name any number of them. Those who have series keep them, in every metric."""
+    monkeypatch.setattr("quadrate.telemetry.metrics.MAX_CALLERS", 2)
+    metrics = Metrics("router")
+    for caller in ("a", "b", "c", "d", "a", "c"):
+        metrics.counter("router_tokens_total", "m", caller).inc()
+        metrics.counter("router_requests_total", "method", "m", caller, "OK").inc()
+    text = metrics.text().decode()
+    for caller, count in (("a", 2), ("b", 1), ("(others)", 3)):
+        assert f'router_tokens_total{{model="m",principal="{caller}"}} {count}.0' in text
+        assert f'router_requests_total{{method="method",model="m",principal="{caller}",status="OK"}} {count}.0' in text
+    assert 'principal="c"' not in text
+
+
 def test_a_log_line_is_json_with_level_component_and_ids(tmp_path: Path) -> None:
     """Fields stand where dashboards look for them; below the level nothing is written."""
     path = tmp_path / "log"
