@@ -170,9 +170,9 @@ async def until_text(url: str, text: str) -> None:
 async def test_sighup_has_the_catalogue_read(catalogue: Path, process: tuple[subprocess.Popen[bytes], str]) -> None:
     """A worker process loads by the new card, and goes on."""
     worker, url = process
-    await until_text(f"{url}/health/ready", '"status":"ok"')
+    await until_text(f"{url}/health/ready", '"name":"tiny","status":"ok"')
     change(catalogue, "tiny", description="Edited.")
     worker.send_signal(signal.SIGHUP)
     await until_text(f"{url}/metrics", 'embed_config_reloads_total{outcome="applied"} 1.0')
-    await until_text(f"{url}/health/ready", '"status":"ok"')
+    await until_text(f"{url}/health/ready", '"name":"tiny","status":"ok"')
     assert worker.poll() is None
