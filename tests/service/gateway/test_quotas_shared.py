@@ -139,6 +139,21 @@ async def test_a_caller_that_leaves_while_it_is_charged_is_charged_nothing(redis
     assert reply.states[1] == 0
 
 
+async def test_all_limits_of_a_request_take_one_round_trip(redis: SharedRedis, server: RedisServer) -> None:
+    """One script for each request, whatever it falls under; and one trip for requests that come together."""
+    store, rules = SharedStore(redis), [bucket(1000.0), leases(1000.0)]
+    await store.charge(rules, [1.0, 1.0], "first", 1e6)  # teaches the scripts
+    async with server.client() as client:
+        await client.config_resetstat()
+        for number in range(5):
+            await store.charge(rules, [1.0, 1.0], f"lease-{number}", 1e6)
+        calls = {name: told["calls"] for name, told in (await client.info("commandstats")).items()}
+        assert calls["cmdstat_evalsha"] == 5
+        before = (await client.info("stats"))["total_reads_processed"]
+        await asyncio.gather(*(store.charge(rules, [1.0, 1.0], f"more-{number}", 1e6) for number in range(100)))
+        assert (await client.info("stats"))["total_reads_processed"] - before < 20
+
+
 async def test_a_lease_of_a_lost_gateway_ends_by_itself(redis: SharedRedis) -> None:
     """Nobody gives it back, and others take its place once its time is over."""
     store = SharedStore(redis)
