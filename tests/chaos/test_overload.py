@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.chaos.load import Caller, Made
     from tests.chaos.mesh import ChaosMesh
 
-SLEEPING = {"EMBED_NULL_TOKEN_US": "20000", "EMBED_MAX_BATCH_TOKENS": "32", "EMBED_THREADS": "8", "ROUTER_CACHE_MAX_BYTES": "0"}
-"""A text of twelve tokens takes a quarter of a second, and eight runs go on at a time: thirty texts a second, and an idle machine."""
+SLEEPING = {"EMBED_NULL_TOKEN_US": "40000", "EMBED_MAX_BATCH_TOKENS": "32", "EMBED_THREADS": "8", "ROUTER_CACHE_MAX_BYTES": "0"}
+"""A text of twelve tokens takes half a second, and eight runs go on at a time: fifteen texts a second, and an idle machine."""
 AUTH = "api_keys: [{key: sk-of-the-flood, name: flood}, {key: sk-of-the-other, name: other}]\nallow_anonymous_without_api_keys: false\n"
 CONNECTIONS = 8
 """The edge takes 100 calls at a time on one connection of HTTP/2: more would wait at the caller's end, unseen."""
@@ -107,7 +107,7 @@ async def test_one_key_floods_and_another_hardly_notices(start_mesh: StartMesh, 
     environment = {**SLEEPING, "EMBED_MAX_BATCH_TOKENS": "16"}
     with start_mesh(environment=environment, configs={"auth.yaml": AUTH}) as mesh:
         quiet = await alone(keyed(mesh, "sk-of-the-other"), rate=1, seconds=seconds)
-        async with Load(keyed(mesh, "sk-of-the-flood"), rate=150) as flood, Load(keyed(mesh, "sk-of-the-other"), rate=1) as other:
+        async with Load(keyed(mesh, "sk-of-the-flood"), rate=75) as flood, Load(keyed(mesh, "sk-of-the-other"), rate=1) as other:
             await other.seconds(seconds)
     figures = {"alone": quiet, "beside a flood": percentile(other.made, 99), "flood": flood.statuses()}
     assert len(refused(flood.made)) > len(flood.made) / 2, figures
@@ -126,4 +126,4 @@ async def test_bulk_waits_for_interactive_calls_of_the_same_key(start_mesh: Star
     assert not flood.failed, flood.summary()
     assert not other.failed, other.summary()
     assert percentile(other.made, 99) <= 2.5 * usual, figures
-    assert flood.per_second() > 20, figures
+    assert flood.per_second() > 10, figures
