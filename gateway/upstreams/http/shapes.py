@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     RerankShape = Literal["cohere", "tei"]
 
 _LARGEST_COUNT = 2**31 - 1
+_NUMBERS = frozenset({float, int})
+"""What JSON's numbers become. numpy would take words and `true` for numbers, too."""
 
 
 class ShapeError(Exception):
@@ -91,9 +93,10 @@ def read_scores(data: bytes, count: int, top_n: int | None) -> Scores:
     due = count if top_n is None else min(top_n, count)
     if not due <= len(items) <= count:
         raise ShapeError(f"holds {len(items)} results where {due} were due")
-    scores = _numbers([item.get("relevance_score", item.get("score")) for item in items], "a score")
-    if scores.ndim != 1:
+    values = [item.get("relevance_score", item.get("score")) for item in items]
+    if not _NUMBERS.issuperset(map(type, values)):
         raise ShapeError("holds a score that is no number")
+    scores = _finite(values, "a score")
     indexes = [_index(item, count) for item in items]
     if len(set(indexes)) != len(indexes):
         raise ShapeError("names a document twice")
@@ -129,22 +132,18 @@ def _index(item: dict[str, Any], count: int) -> int:
 
 
 def _matrix(rows: list[Any]) -> NDArray[np.float32]:
-    if not all(isinstance(row, list) for row in rows):
+    if not all(isinstance(row, list) and row for row in rows):
         raise ShapeError("holds an embedding that is no list of numbers")
     if len({len(row) for row in rows}) != 1:
         raise ShapeError("holds vectors of several widths")
-    found = _numbers(rows, "a value")
-    if found.ndim != 2 or not found.shape[1]:  # noqa: PLR2004 - a row for each text
-        raise ShapeError("holds an embedding that is no list of numbers")
-    return found
+    if not all(_NUMBERS.issuperset(map(type, row)) for row in rows):
+        raise ShapeError("holds a value that is no number")
+    return _finite(rows, "a value")
 
 
-def _numbers(values: list[Any], kind: str) -> NDArray[np.float32]:
-    try:
-        with np.errstate(over="ignore"):
-            found = np.asarray(values, dtype=np.float32)
-    except (ValueError, TypeError) as exc:
-        raise ShapeError(f"holds {kind} that is no number") from exc
+def _finite(values: list[Any], kind: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found = np.asarray(values, dtype=np.float32)
     if not np.isfinite(found).all():
         raise ShapeError(f"holds {kind} that is no finite number")
     return found
