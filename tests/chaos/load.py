@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import statistics
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from quadrate.v1.rerank_pb2 import RerankRequest
 
 OK = "OK"
+_numbers = itertools.count(1)
 CALL_SECONDS = 30.0
 """The deadline of each call."""
 LONG_SECONDS = 120.0
@@ -92,11 +94,11 @@ class Caller(Protocol):
         """Close the connections."""
 
     async def call(self, number: int) -> Outcome:
-        """Make one call; no two numbers of a load are alike. It never raises but when cancelled."""
+        """Make one call; no two numbers are alike, whatever the load. It never raises but when cancelled."""
 
 
 def text_of(number: int) -> str:
-    """Return a short text that no other number has, so that nothing is answered from memory or computed once for two."""
+    """Return a short text that no other number has, so that nothing is answered from a cache or computed once for two."""
     return f"Call number {number} asks for a vector of its own."
 
 
@@ -212,7 +214,6 @@ class Load:
         self._ways = ways
         self._callers = callers
         self._rate = rate
-        self._number = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._stack = contextlib.AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -302,8 +303,7 @@ class Load:
         task.add_done_callback(self._tasks.discard)
 
     async def _one(self, way: Caller, started: float) -> None:
-        self._number += 1
-        outcome = await way.call(self._number)
+        outcome = await way.call(next(_numbers))
         self._note(Made(way.name, started, time.monotonic() - started, outcome))
 
     def _note(self, made: Made) -> None:
