@@ -46,11 +46,14 @@ class UsagePage:
         return json_response(body)
 
     async def _rows(self, day: dt.date) -> tuple[Rows, str]:
-        """Return the use of a day, and whose it is: all gateways' by `redis`, or this `gateway`'s own."""
+        """Return the use of a day, and whose it is.
+
+        All gateways' by `redis`; this `gateway`'s own, where it counts alone; or what is `pending` here, while Redis is away.
+        """
         try:
             return await self._quotas.usage.read(day), "redis" if self._quotas.usage.is_shared else "gateway"
         except RedisAway:
-            return self._quotas.usage.here(day), "gateway"
+            return self._quotas.usage.here(day), "pending"
 
     async def _limits(self, rows: Rows) -> list[dict[str, Any]]:
         found: dict[tuple[str, str, str], dict[str, Any]] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -69,9 +71,9 @@ def _together(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _print(page: Mapping[str, Any]) -> None:
     console = Console()
-    of = "all gateways" if page["store"] == "redis" else "one gateway" if page["gateways"] == 1 else f"{page['gateways']} gateways"
+    of = _whose(page)
     if not page["rows"]:
-        console.print(f"Nothing was asked on {page['day']} (UTC), of {of}.")
+        console.print(f"Nothing was asked on {page['day']} (UTC): {of}.")
         return
     table = Table("caller", "model", title=f"{page['day']} (UTC), {of}", title_justify="left")
     for count in COUNTS:
@@ -83,12 +85,20 @@ def _print(page: Mapping[str, Any]) -> None:
         console.print(_limits(page["limits"]))
 
 
+def _whose(page: Mapping[str, Any]) -> str:
+    if page["store"] == "redis":
+        return "all gateways"
+    if page["store"] == "pending":
+        return "only what a gateway counted since Redis is away"
+    return "one gateway" if page["gateways"] == 1 else f"{page['gateways']} gateways"
+
+
 def _limits(limits: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("caller", "model", "limit", title="Used of each limit now", title_justify="left")
     for column in ("allowed", "used", "free again in"):
         table.add_column(column, justify="right")
     for limit in limits:
-        seconds = f"{limit['reset_seconds']:,.1f} s" if limit["limit"] != "concurrent_requests" else ""
+        free_in = "" if limit["limit"] == "concurrent_requests" else str(dt.timedelta(seconds=math.ceil(limit["reset_seconds"])))
         used, allowed = f"{limit['used']:,.0f}", f"{limit['capacity']:,.10g}"
-        table.add_row(limit["principal"], limit["model"] or "all", LIMITS[limit["limit"]], allowed, used, seconds)
+        table.add_row(limit["principal"], limit["model"] or "all", LIMITS[limit["limit"]], allowed, used, free_in)
     return table

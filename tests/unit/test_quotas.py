@@ -213,4 +213,4 @@ def test_a_quiet_day_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: 
     """No empty table."""
     monkeypatch.setattr(command, "_ask", lambda _, __: page([]))
     command.run(["http://one"], "2026-01-01", as_json=False)
-    assert capsys.readouterr().out == "Nothing was asked on 2026-01-01 (UTC), of one gateway.\n"
+    assert capsys.readouterr().out == "Nothing was asked on 2026-01-01 (UTC): one gateway.\n"

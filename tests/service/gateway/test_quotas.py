@@ -389,6 +389,7 @@ async def test_limits_go_on_while_redis_is_away_and_are_whole_when_it_is_back(
         assert 5 <= granted <= 5 + 9 + 2, "a gateway knows what it was last told"
         assert _counted(one, "router_quota_local_charges_total") > 0
         assert one.gateway.readiness.report()[1]["redis"]["status"] == "away"
+        assert (await usage(one))["store"] == "pending"
         await redis.start()
         await eventually(lambda: all(door.gateway.redis.available for door in doors), "it is found again")
         await outcomes([door.embed.Embed(cats(), metadata=ALICE) for door in doors])
