@@ -6,18 +6,19 @@ import asyncio
 import time
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import jwt
-import orjson
 
+from quadrate.config import jwks
 from quadrate.errors import ConfigError, Unauthenticated, Unavailable
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from quadrate.config.jwks import Jwk
     from quadrate.config.jwt import JwtIssuer
     from quadrate.telemetry import Metrics
 
@@ -30,10 +31,6 @@ FETCH_SECONDS = 5.0
 MAX_BYTES = 2**20
 INVALID_TOKEN = "invalid_token"  # noqa: S105 - an error's code
 """The code of an error that a new token mends, as RFC 6750 calls it."""
-_KINDS = {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("EdDSA",)}
-"""Which algorithms a key of a kind signs by. Shared secrets (`oct`) are not among them."""
-
-Jwk = dict[str, Any]
 
 
 class SigningKeys:
@@ -54,7 +51,7 @@ class SigningKeys:
         self.generation = 0
         """Grows whenever the keys change: what was verified by earlier ones has to be verified again."""
         if isinstance(self._source, Path):
-            self._take(_parse(_read(self._source)))
+            self._take(jwks.read(self._source))
 
     def is_of(self, issuer: JwtIssuer) -> bool:
         """Whether these are the keys that a configuration names."""
@@ -143,19 +140,12 @@ def _unknown_key() -> Unauthenticated:
 
 
 def _signs_by(jwk: Jwk, algorithm: str) -> bool:
-    return algorithm.startswith(_KINDS[jwk["kty"]]) and jwk.get("alg", algorithm) == algorithm
+    return algorithm.startswith(jwks.ALGORITHMS[jwk["kty"]]) and jwk.get("alg", algorithm) == algorithm
 
 
 def _load(source: Path | str) -> Mapping[str | None, Jwk]:
     """Return the usable keys of a source by their ids. Raises ConfigError."""
-    return _parse(_read(source) if isinstance(source, Path) else _get(source))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return jwks.read(source) if isinstance(source, Path) else jwks.parse(_get(source))
 
 
 def _get(url: str) -> bytes:
@@ -172,23 +162,3 @@ def _get(url: str) -> bytes:
     except httpx.HTTPError as exc:
         raise ConfigError(f"{url}: {type(exc).__name__}: {exc}") from exc
     return bytes(found)
-
-
-def _parse(data: bytes) -> Mapping[str | None, Jwk]:
-    """Return the keys that verify signatures, by their ids; others are passed over. Raises ConfigError where there are none."""
-    try:
-        keys = orjson.loads(data)["keys"]
-        usable = {jwk.get("kid"): jwk for jwk in keys if jwk.get("kty") in _KINDS and jwk.get("use", "sig") == "sig" and _is_whole(jwk)}
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
-        raise ConfigError("what was read is no JSON Web Key Set: an object with a list `keys`") from exc
-    if not usable:
-        raise ConfigError("there is no public key in the JSON Web Key Set that verifies signatures")
-    return MappingProxyType(usable)
-
-
-def _is_whole(jwk: Jwk) -> bool:
-    try:
-        jwt.PyJWK(jwk)
-    except jwt.PyJWTError:
-        return False
-    return True

@@ -35,8 +35,9 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
         console.print(call, markup=False, soft_wrap=True)
     flag = _port_flag(mesh)
     console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: Ctrl-C, or {_program()} down{flag}.", soft_wrap=True)
-    if mesh.options.host not in {"127.0.0.1", "localhost", "::1"}:
-        console.print("[yellow]Others can reach this port. Put keys into auth.yaml before they do.[/]")
+    if mesh.options.host not in {"127.0.0.1", "localhost", "::1"} and not mesh.needs_key:
+        console.print("[yellow]Whoever reaches this port is served, and others can. Make a key (quadrate keys new NAME), and set[/]")
+        console.print("[yellow]allow_anonymous_without_api_keys: false in auth.yaml.[/]")
     output = console.file
     assert isinstance(output, io.StringIO)  # noqa: S101 - made above
     return output.getvalue()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from quadrate.cli import assemble, preflight
 from quadrate.cli.plan import Folder
+from quadrate.config import jwks
 from quadrate.config.auth import load_auth
 from quadrate.config.gateway import load_gateway_settings
 from quadrate.config.loose_ends import loose_ends
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from quadrate.cli.assemble import Options
+    from quadrate.config.jwt import JwtIssuer
 
 
 def run(options: Options, *, as_json: bool) -> int:
@@ -62,7 +64,15 @@ def _mesh(options: Options) -> str:
 def _auth(config: Path) -> str:
     auth = load_auth(config / "auth.yaml")
     anonymous = "served" if auth.allow_anonymous_without_api_keys else "refused"
-    return f"{len(auth.api_keys)} keys; requests without a key are {anonymous}"
+    tokens = "" if auth.jwt is None else f"; tokens of {auth.jwt.issuer} are accepted, by {_signing_keys(auth.jwt)}"
+    return f"{len(auth.api_keys)} keys{tokens}; requests without a key are {anonymous}"
+
+
+def _signing_keys(issuer: JwtIssuer) -> str:
+    """Tell of an issuer's keys: how many a file has; a URL is not asked, since it may be for the gateway's machine alone."""
+    if issuer.jwks_path is None:
+        return f"the keys at {issuer.jwks_url}"
+    return f"{len(jwks.read(issuer.jwks_path))} keys of {issuer.jwks_path}"
 
 
 def _limits(config: Path) -> str:

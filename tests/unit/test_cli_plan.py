@@ -22,6 +22,7 @@ from quadrate.config.shipped import shipped
 from quadrate.config.yamlfile import load
 from quadrate.errors import ConfigError, StoreError
 from quadrate.runtime import store
+from quadrate.testing.issuer import Issuer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,6 +256,26 @@ def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) 
         ):
             assert part in text
         assert text.count("QUADRATE_API_KEY") == wanted
+
+
+def test_the_banner_warns_of_an_open_door(options: Options, tmp_path: Path) -> None:
+    """Where others can reach the port and no key is asked for; not where one is."""
+    for auth, is_told in (("allow_anonymous_without_api_keys: true", True), ("api_keys: [one]", False)):
+        config = configured(tmp_path / f"configs{is_told}", auth=auth)
+        mesh = assemble.read(dataclasses.replace(options, config=config, host="0.0.0.0"))
+        folder = Folder(tmp_path / "state")
+        assert ("keys new NAME" in banner_text(mesh, assemble.plan(mesh, folder), folder)) is is_told
+
+
+def test_a_check_reads_the_file_of_signing_keys(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a gateway would at its start."""
+    path = tmp_path / "jwks.json"
+    config = configured(tmp_path / "configs", auth=f"jwt: {{issuer: 'https://i', audience: a, jwks_path: {path}}}")
+    for content, said in ((None, "cannot be read"), ("{}", "no JSON Web Key Set"), (Issuer().jwks().decode(), "by 1 keys of")):
+        if content is not None:
+            path.write_text(content)
+        check.run(dataclasses.replace(options, config=config), as_json=False)
+        assert said in capsys.readouterr().out
 
 
 def test_logs_of_no_mesh_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
