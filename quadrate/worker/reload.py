@@ -74,6 +74,8 @@ class CatalogueReload:
                 self._take(await asyncio.to_thread(self._read), is_asked=is_asked)
             except ConfigError as error:
                 self._refuse(str(error))
+            except Exception as error:  # noqa: BLE001 - whatever an edit brings about, the next one is to be looked at
+                self._refuse(f"it could not be used ({type(error).__name__}); tell whoever maintains this program")
 
     def _read(self) -> Mapping[str, ModelCard]:
         """Return the cards for our task. On a thread. Raises ConfigError."""
