@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -238,6 +239,8 @@ def main() -> None:
         line = command(config, settings)
     except ConfigError as exc:
         sys.exit(f"edge: {exc}")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is one
     os.execv(line[0], line)  # noqa: S606 - no shell is wanted
 
 

@@ -67,8 +67,8 @@ class EdgeSettings(BaseSettings):
     request_timeout_seconds: float = pydantic.Field(default=35.0, gt=0)
     """The longest a request may take, open streams excepted. Keep it some seconds above ROUTER_REQUEST_TIMEOUT_SECONDS, so that the
     gateway's own answer comes first."""
-    max_connections: int = pydantic.Field(default=10_000, gt=0)
-    """The most open connections of callers. More are refused."""
+    max_connections: int = pydantic.Field(default=20_000, gt=0)
+    """The most open connections of callers. More are refused. An idle one costs some ten kilobytes, more with TLS, and an open file."""
     max_heap_bytes: int = pydantic.Field(default=1 << 30, gt=0)
     """The memory at which Envoy refuses work rather than be killed. It starts to at 93 %."""
     threads: int = pydantic.Field(default=2, gt=0)

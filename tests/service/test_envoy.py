@@ -289,7 +289,10 @@ async def test_a_deadline_that_cannot_be_read_is_the_callers_mistake(deadline: s
         ("GET", "/quadrate.openai.v1.OpenAiService/ListModels", "text/plain", 405),
         ("POST", "/quadrate.openai.v1.OpenAiService/ListModels", "application/json", 415),
         ("POST", "/quadrate.openai.v1.OpenAiService/ListModels", "application/grpc-web+json", 415),
+        ("POST", "/quadrate.openai.v1.OpenAiService/ListModels", "application/grpc", 200),
         ("GET", "/v1/models", "application/grpc-web+proto", 415),
+        ("GET", "/health/live", "application/grpc-web+proto", 415),
+        ("POST", "/v1/embeddings", "application/grpc-web+json", 415),
     ],
 )
 async def test_what_is_no_grpc_does_not_count_against_a_gateway(
@@ -298,6 +301,7 @@ async def test_what_is_no_grpc_does_not_count_against_a_gateway(
     """A gateway would reset it, which the edge takes for a gateway that is gone: it would try three more times, and avoid the gateway."""
     answer = await client.request(method, path, headers={"content-type": content_type})
     assert answer.status_code == status
+    assert answer.headers.get("grpc-status", "12") == "12"
     assert not gateway.calls
 
 
