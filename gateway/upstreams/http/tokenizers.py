@@ -58,6 +58,10 @@ class UpperBound(TextTokenizer):
         """Return a range for each text, as long as the most tokens that it can have."""
         return [range(_bound(text)) for text in texts]
 
+    async def encode_async(self, texts: Sequence[str]) -> list[Any]:
+        """As `encode`, in place: it takes a millisecond for a megabyte."""
+        return self.encode(texts)
+
 
 UPPER_BOUND = UpperBound()
 

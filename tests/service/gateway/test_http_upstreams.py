@@ -101,6 +101,8 @@ async def test_a_count_that_nobody_tells_is_marked_as_estimated(open_door: Calla
         await door.until_serving()
         answer = await door.embed.Embed(texts("cat", "the dog"))
         assert (answer.usage.tokens, answer.usage.estimated) == (3 + 8 + 7 + 8, True)
+        long = await door.embed.Embed(texts("cat " * 5_000))
+        assert long.usage.tokens == 20_000 + 8
         documents = [options_pb2.Input(text="dog")]
         ranked = await door.rerank.Rerank(rerank_pb2.RerankRequest(model="far-rerank", query="cat", documents=documents))
         assert ranked.usage.estimated
