@@ -28,7 +28,8 @@ class Dispatch:
     async def charge(self, pool: Pool, errand: Errand, call: Call) -> None:
         """Charge a request that no worker needs to see, since its answer is known. Raises QuotaExceeded; then nothing was charged."""
         call.log["tokens"] = errand.tokens
-        charge = await self._quotas.charge(errand.principal.name, pool.alias, errand.tokens, call)
+        with call.trace.stage("quota"):
+            charge = await self._quotas.charge(errand.principal.name, pool.alias, errand.tokens, call)
         call.headers.extend(charge.headers())
 
     async def send(self, pool: Pool, errand: Errand, call: Call) -> Any:

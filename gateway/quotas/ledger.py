@@ -49,11 +49,14 @@ class Ledger:
     def __init__(self, redis: SharedRedis | None, gateways: Callable[[], int], metrics: Metrics) -> None:
         self.local = LocalStore()
         self._redis = redis
-        self._shared = SharedStore(redis) if redis is not None else None
+        self._shared = SharedStore(redis, self._distrust) if redis is not None else None
+        self._losses = 0
         self._gateways = gateways
         self._local_charges = metrics.counter("router_quota_local_charges_total")
         self._unshared: set[str] = set()
-        """Keys of rules that were charged here while Redis was away."""
+        """Keys of rules of which this gateway may know more than Redis does."""
+        if redis is not None:
+            redis.listen(self._distrust)
 
     async def charge(self, plan: Plan, costs: Sequence[float], lease: str, lease_us: float) -> Entry:
         """Take the costs at the store that counts now, if all rules have room."""
@@ -85,8 +88,12 @@ class Ledger:
             await self._shared.drain()
 
     async def _charge_shared(self, shared: SharedStore, plan: Plan, costs: Sequence[float], lease: str, lease_us: float) -> Entry:
-        floors = self._floors(plan) if self._unshared or plan.has_leases else None
+        floors, losses = self._floors(plan) if self._unshared or plan.has_leases else None, self._losses
         reply = await shared.charge(plan.rules, costs, lease, lease_us, floors)
+        if losses != self._losses:  # it knew nothing when it was asked: what is known here, and this, is told with the next charge
+            if reply.allowed:
+                self.local.settle(plan.rules, costs, "", reply.now_us)
+            return Entry(reply, plan.rules, is_shared=True)
         if self._unshared and reply.allowed:
             self._unshared.difference_update(rule.key for rule in plan.rules)
         self.local.learn(plan.rules, reply.states, costs if reply.allowed else [0.0] * len(costs), lease, lease_us)
@@ -100,11 +107,16 @@ class Ledger:
             self._unshared.update(rule.key for rule in rules)
         return Entry(reply, rules)
 
+    def _distrust(self) -> None:
+        """Take note that Redis may have forgotten everything: it went or came, or is another one."""
+        self._losses += 1
+        self._unshared |= self.local.keys()
+
     def _rules_here(self, plan: Plan) -> Sequence[Rule]:
         return plan.rules if self._redis is None or self._redis.available else plan.share(self._gateways())
 
     def _floors(self, plan: Plan) -> list[float]:
-        """Return what is known here to be taken at least: requests under way, and what was charged while Redis was away."""
+        """Return what is known here to be taken at least: requests under way, and what Redis may not know."""
         states = self.local.peek(plan.rules).states
         return [
             state if rule.kind == "leases" or rule.key in self._unshared else 0.0 for rule, state in zip(plan.rules, states, strict=True)

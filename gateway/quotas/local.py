@@ -49,6 +49,10 @@ class LocalStore:
         """Return what is taken, and take nothing."""
         return self.charge(rules, [0.0] * len(rules), "", 0.0)
 
+    def keys(self) -> set[str]:
+        """Return the buckets and days of which something is known."""
+        return {*self._full_at, *self._days}
+
     def settle(self, rules: Sequence[Rule], changes: Sequence[float], lease: str, charged_us: float) -> None:
         """Change what a charge took by so much of each rule, with no question of room, and end its leases.
 

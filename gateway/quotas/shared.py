@@ -19,7 +19,7 @@ from gateway.quotas.script import Script
 from gateway.redis import RedisAway
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -48,10 +48,16 @@ class _Order:
 
 
 class SharedStore:
-    """The state of every limit, in Redis, by its clock."""
+    """The state of every limit, in Redis, by its clock.
 
-    def __init__(self, redis: SharedRedis) -> None:
+    Args:
+        redis: The connection.
+        forgotten: Called when the server does not know the scripts: it is another one than before, or has started anew.
+    """
+
+    def __init__(self, redis: SharedRedis, forgotten: Callable[[], None] = lambda: None) -> None:
         self._redis = redis
+        self._forgotten = forgotten
         self._waiting: list[_Order] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -109,7 +115,7 @@ class SharedStore:
     async def _carry(self, orders: Sequence[_Order]) -> None:
         reason = "its answer could not be read"
         try:
-            for order, reply in zip(orders, await self._redis.call(partial(_run, orders)), strict=True):
+            for order, reply in zip(orders, await self._redis.call(partial(self._run, orders)), strict=True):
                 self._deliver(order, reply)
         except RedisAway as exc:
             reason = str(exc)
@@ -128,25 +134,25 @@ class SharedStore:
             order.undo.arguments[1] = found.now_us
             self._waiting.append(order.undo)
 
+    async def _run(self, orders: Sequence[_Order], client: Redis) -> list[Any]:
+        """Run each order's script and return what they say. A server that restarted gets the scripts again."""
+        replies = await _send(orders, client)
+        unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            self._forgotten()
+            for script in (CHARGE, SETTLE):
+                await client.script_load(script.text)
+            for place, reply in zip(unknown, await _send([orders[place] for place in unknown], client), strict=True):
+                replies[place] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
 
 def _settlement(rules: Sequence[Rule], changes: Sequence[float], lease: str) -> _Order:
     parts = ((rule.kind, change, rule.each) for rule, change in zip(rules, changes, strict=True))
     return _Order(SETTLE, [rule.key for rule in rules], [lease, 0.0, *chain.from_iterable(parts)])
-
-
-async def _run(orders: Sequence[_Order], client: Redis) -> list[Any]:
-    """Run each order's script and return what they say. A server that restarted gets the scripts again."""
-    replies = await _send(orders, client)
-    unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-    if unknown:
-        for script in (CHARGE, SETTLE):
-            await client.script_load(script.text)
-        for place, reply in zip(unknown, await _send([orders[place] for place in unknown], client), strict=True):
-            replies[place] = reply
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
 
 
 async def _send(orders: Sequence[_Order], client: Redis) -> list[Any]:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ARRIVAL_SECONDS = 30
 """Envoy sends its spans every 5 seconds."""
-GATEWAY_STAGES = {"auth", "parse", "validate", "tokenise", "route", "respond"}
+GATEWAY_STAGES = {"auth", "parse", "validate", "tokenise", "quota", "route", "respond"}
 WORKER_STAGES = {"tokenise", "queue", "inference", "respond"}
 CALLERS = 8
 

@@ -398,6 +398,21 @@ async def test_limits_go_on_while_redis_is_away_and_are_whole_when_it_is_back(
         assert one.gateway.readiness.report()[1]["redis"] == {"status": "ok", "reason": ""}
 
 
+async def test_a_redis_that_forgets_is_told_again(limited: Any, redis: RedisServer) -> None:
+    """Emptied between two requests, without a moment away: a day's budget is still used up, also one that is not asked for at once."""
+    async with limited("default: {tokens_per_day: 30}", redis_url=redis.url) as door:
+        await door.until_serving()
+        for key in (ALICE, BOB):
+            await door.embed.Embed(cats(8), metadata=key)
+        async with redis.client() as client:
+            await client.flushall()
+            await client.script_flush()
+        for key in (ALICE, BOB):
+            await door.embed.Embed(cats(1), metadata=key)
+            error = await refused(door.embed.Embed(cats(2), metadata=key))
+            assert error.reason == "RATE_LIMIT_EXCEEDED"
+
+
 async def usage(door: Door, day: str = "") -> dict[str, Any]:
     """Ask for the page of usage."""
     async with aiohttp.ClientSession() as session, session.get(f"{door.http}/usage", params={"day": day} if day else {}) as answer:
