@@ -295,6 +295,7 @@ async def _commands(guarded: Guarded) -> None:
         (("keys", "list", *config), ""),
         (("keys", "list", *config, "--json"), ""),
         (("config", "check", *config), ""),
+        (("usage", "--gateway", f"http://{mesh.target('gateway', http=True)}", "--json"), ""),
     ]
     for arguments, key in lines:
         environment = {**os.environ, "XDG_STATE_HOME": str(mesh.state), **({"QUADRATE_API_KEY": key} if key else {})}
