@@ -76,12 +76,15 @@ class Mesh:
 
     Args:
         flags: More flags of `quadrate up`.
+        port: Where callers find it.
+        key: What they show, if it needs a key.
         environment: More environment, for example EMBED_SESSION=null.
     """
 
-    def __init__(self, *flags: str, **environment: str) -> None:
+    def __init__(self, *flags: str, port: int = 8085, key: str = "", **environment: str) -> None:
         self._flags = flags
-        self.port = 8085
+        self.port = port
+        self._key = key
         self.worker_port = 7997
         self._environment = {**os.environ, "LOG_LEVEL": "INFO", "ROUTER_CACHE_MAX_BYTES": "0", **environment}
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,7 +114,7 @@ class Mesh:
             if self._process is None or self._process.poll() is not None:
                 raise SystemExit(f"quadrate up has ended: {self._process and self._process.communicate()[1].decode()}")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if embed_over_rest(self.port, {"model": "minilm", "input": "hello"}) == http.HTTPStatus.OK:
+                if embed_over_rest(self.port, {"model": "minilm", "input": "hello"}, self._key) == http.HTTPStatus.OK:
                     return
             time.sleep(0.02)
         raise SystemExit("the mesh did not become ready")
@@ -132,11 +135,12 @@ def _role(process: psutil.Process) -> str:
     return "envoy" if "envoy" in process.name() else "quadrate up"
 
 
-def embed_over_rest(port: int, body: dict[str, Any]) -> int:
+def embed_over_rest(port: int, body: dict[str, Any], key: str = "") -> int:
     """Post one request on a connection of its own and return the HTTP status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    headers = {"content-type": "application/json"} | ({"x-api-key": key} if key else {})
     try:
-        connection.request("POST", "/v1/embeddings", json.dumps(body), {"content-type": "application/json"})
+        connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
         answer = connection.getresponse()
         answer.read()
         return answer.status
