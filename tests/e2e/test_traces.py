@@ -119,8 +119,9 @@ async def test_one_batch_is_linked_to_all_its_requests(traced: Mesh, receiver: R
     """Requests that ran together share a batch span, which belongs to none of their traces."""
     callers = [Caller() for _ in range(CALLERS)]
     async with httpx.AsyncClient(base_url=traced.url, timeout=30) as client:
-        body = {"model": "minilm", "input": ["some words that make a text"] * 4}
-        answers = await asyncio.gather(*(client.post("/v1/embeddings", json=body, headers=caller.headers) for caller in callers))
+        bodies = [{"model": "minilm", "input": [f"some words that make a text of {caller.trace_id}"] * 4} for caller in callers]
+        calls = (client.post("/v1/embeddings", json=body, headers=caller.headers) for body, caller in zip(bodies, callers, strict=True))
+        answers = await asyncio.gather(*calls)
     assert {answer.status_code for answer in answers} == {200}
     traces = {caller.trace_id for caller in callers}
 
