@@ -108,7 +108,7 @@ class Replica:
         """Why it is not believed to answer, although its worker says that it serves; empty if it is."""
         self._is_healthy = False
         self._under_way: set[asyncio.Task[Any]] = set()
-        self._let_go: dict[asyncio.Task[Any], int] = {}
+        self._let_go: set[asyncio.Task[Any]] = set()
         self._metrics = metrics
         self._changed = changed
         self._timeout_seconds = upstream.timeout
@@ -141,10 +141,11 @@ class Replica:
         self.changed()
 
     def let_go(self) -> None:
-        """End what was asked here and is not answered, so that it may be asked elsewhere."""
+        """End what was asked here and is not answered, so that it may be asked elsewhere. Whose caller leaves ends anyway."""
         for task in self._under_way:
-            self._let_go[task] = task.cancelling()
-            task.cancel()
+            if not task.cancelling():
+                self._let_go.add(task)
+                task.cancel()
         self._under_way.clear()
 
     async def follow(self, tokenizers: Tokenizers) -> None:
@@ -233,6 +234,7 @@ class Replica:
                 raise
             raise failure from exc
         else:
+            self._under_way.discard(task)  # what its answer brings about must not end it
             self.record.answered(time.perf_counter() - started, ahead)
             self.answered_at = time.monotonic()
             if self.doubt:
@@ -252,8 +254,9 @@ class Replica:
 
     def _failure(self, exc: BaseException, errand: Errand, call: Call, task: asyncio.Task[Any]) -> BaseException:
         """Return what a failed call is to its caller, and note what it says of the worker."""
-        before = self._let_go.pop(task, None)
-        if isinstance(exc, asyncio.CancelledError) and before is not None and task.uncancel() <= before:
+        was_let_go = task in self._let_go
+        self._let_go.discard(task)
+        if isinstance(exc, asyncio.CancelledError) and was_let_go and not task.uncancel():
             exc = Lost("The worker that serves this model does not answer. Try again.")
         if not isinstance(exc, QuadrateError):
             return exc
