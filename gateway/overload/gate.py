@@ -40,6 +40,8 @@ MIN_RETRY_SECONDS = 0.05
 _MEMORY_SECONDS = 3.0
 """What was answered so long ago weighs a third in the rate."""
 _LESS, _MORE_EACH_SECOND, _LEAST_PART = 0.7, 1.05, 0.1
+_ALL_AGAIN_SECONDS = 60.0
+"""After so long without a refusal a server is given all of its bound again. More would be no number after some hours."""
 
 
 class Gate:
@@ -110,7 +112,7 @@ class Gate:
         if self._requests:
             self._rate.busy(passed)
         if self._part < 1.0:
-            self._part = min(1.0, self._part * _MORE_EACH_SECOND**passed)
+            self._part = min(1.0, self._part * _MORE_EACH_SECOND ** min(passed, _ALL_AGAIN_SECONDS))
 
     async def _wait(self, standing: Standing, tokens: float, timeout_seconds: float | None) -> None:
         self._check_wait(standing, tokens, timeout_seconds)

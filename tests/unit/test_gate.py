@@ -108,6 +108,18 @@ async def test_a_server_that_refuses_gets_less_and_slowly_more_again() -> None:
         assert len(server.inside) >= LEAST_REQUESTS
 
 
+async def test_a_server_that_nobody_asked_for_a_day_is_asked_as_any() -> None:
+    """What it refused before has no meaning any more, however long ago that was."""
+    server = Server()
+    server.refuses = True
+    with pytest.raises(Overloaded):
+        await server.call()
+    server.refuses = False
+    server.now += 86_400.0
+    async with sent(server, 1):
+        assert len(server.inside) == 1
+
+
 async def test_interactive_requests_go_before_bulk() -> None:
     """Of those who wait, all that is interactive goes first."""
     server = Server(at_once=1)
