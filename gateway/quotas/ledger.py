@@ -110,7 +110,7 @@ class Ledger:
     def _distrust(self) -> None:
         """Take note that Redis may have forgotten everything: it went or came, or is another one."""
         self._losses += 1
-        self._unshared |= self.local.keys()
+        self._unshared = self.local.keys()
 
     def _rules_here(self, plan: Plan) -> Sequence[Rule]:
         return plan.rules if self._redis is None or self._redis.available else plan.share(self._gateways())

@@ -61,7 +61,7 @@ class LocalStore:
         now_us = self.now_us
         for rule, change in zip(rules, changes, strict=True):
             if rule.kind == "leases":
-                self._leases.get(rule.key, {}).pop(lease, None)
+                self._end(rule, lease)
             elif change and (rule.kind == "bucket" or charged_us // DAY_US == now_us // DAY_US):
                 self._set(rule, max(self._state(rule, now_us) + change * rule.each, 0.0), now_us)
 
@@ -72,7 +72,7 @@ class LocalStore:
             if rule.kind != "leases":
                 self._set(rule, state + cost * rule.each, now_us)
             elif cost:
-                self._leases.setdefault(rule.key, {})[lease] = now_us + lease_us
+                self._begin(rule, lease, now_us, lease_us)
 
     def _state(self, rule: Rule, now_us: float) -> float:
         if rule.kind == "bucket":
@@ -95,16 +95,26 @@ class LocalStore:
         if not cost:
             return
         if rule.kind == "leases":
-            self._leases.setdefault(rule.key, {})[lease] = now_us + lease_us
+            self._begin(rule, lease, now_us, lease_us)
         else:
             self._set(rule, state + cost * rule.each, now_us)
+
+    def _begin(self, rule: Rule, lease: str, now_us: float, lease_us: float) -> None:
+        self._leases.setdefault(rule.key, {})[lease] = now_us + lease_us
+
+    def _end(self, rule: Rule, lease: str) -> None:
+        leases = self._leases.get(rule.key)
+        if leases is not None:
+            leases.pop(lease, None)
+            if not leases:
+                del self._leases[rule.key]
 
     def _set(self, rule: Rule, state: float, now_us: float) -> None:
         if rule.kind == "day":
             self._days[rule.key] = (now_us // DAY_US, state)
         else:
             self._full_at[rule.key] = now_us + state
-        if len(self._full_at) + len(self._days) + len(self._leases) > self._sweep_at:
+        if len(self._full_at) + len(self._days) > self._sweep_at:
             self._sweep(now_us)
 
     def _sweep(self, now_us: float) -> None:
@@ -112,5 +122,4 @@ class LocalStore:
         today = now_us // DAY_US
         self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now_us}
         self._days = {key: state for key, state in self._days.items() if state[0] == today}
-        self._leases = {key: leases for key, leases in self._leases.items() if leases}
-        self._sweep_at = max(_FIRST_SWEEP, 2 * (len(self._full_at) + len(self._days) + len(self._leases)))
+        self._sweep_at = max(_FIRST_SWEEP, 2 * (len(self._full_at) + len(self._days)))

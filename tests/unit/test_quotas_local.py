@@ -109,3 +109,16 @@ def test_what_has_run_out_is_forgotten() -> None:
         clocked.set_clock(number * 10_000)
         clocked.charge([bucket(f"caller-{number}")], [1.0], "", 0.0)
     assert len(clocked.store._full_at) < 10_000
+
+
+def test_callers_who_are_through_leave_nothing() -> None:
+    """A limit of requests under way alone keeps nothing of a caller who has none: callers by token may be any number."""
+    clocked = Clocked()
+    for number in range(5_000):
+        rule = Rule(kind="leases", key=f"caller-{number}", name="concurrent_requests", counts="requests", capacity=2, largest=2)
+        if number % 2:
+            clocked.charge([rule], [1.0], "lease", 1_000_000.0)
+        else:
+            clocked.store.learn([rule], [0.0], [1.0], "lease", 1_000_000.0)
+        clocked.settle([rule], [0.0], "lease", clocked.now_us)
+    assert not clocked.store._leases
