@@ -6,32 +6,31 @@ entries two alike by chance have a probability of 2^-49.
 
 from __future__ import annotations
 
-from array import array
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from quadrate.v1.embed_pb2 import EmbedRequest
     from quadrate.v1.model_pb2 import Model
-    from quadrate.v1.options_pb2 import Provenance
+    from quadrate.v1.options_pb2 import Provenance, TokenIds
     from quadrate.v1.rerank_pb2 import RerankRequest
 
 DIGEST_BYTES = 16
-_ID = "i"
-"""A signed integer of 32 bits, as ids are on the wire."""
 
 
 def maker(card: Model, *, scope: str = "") -> bytes | None:
     """Return what stands for a model as it computes now; None if it cannot say which revision it has, so that nothing can be known of it.
 
-    `scope` sets apart those who are not to share answers.
+    Two models of one revision may be read, pooled or compared otherwise by their cards, and a card does not tell all of that: so its name
+    counts, too. `scope` sets apart those who are not to share answers.
     """
     if not card.revision:
         return None
     return _digest(
+        card.name,
         card.task,
         card.revision,
         card.tokenizer_sha256,
@@ -40,14 +39,15 @@ def maker(card: Model, *, scope: str = "") -> bytes | None:
         card.pooling,
         card.activation,
         card.normalized,
+        card.pair.SerializeToString(),
         scope,
     )
 
 
 def is_made_by(provenance: Provenance, card: Model) -> bool:
     """Tell whether an answer comes from the model that the card describes: another replica may be ahead of it by a revision."""
-    made = (provenance.revision, provenance.precision, provenance.provider)
-    return made == (card.revision, card.precision, card.provider)
+    made = (provenance.revision, provenance.precision, provenance.provider, provenance.pooling)
+    return made == (card.revision, card.precision, card.provider, card.pooling)
 
 
 def of_texts(model: bytes, request: EmbedRequest) -> Iterator[bytes]:
@@ -56,19 +56,19 @@ def of_texts(model: bytes, request: EmbedRequest) -> Iterator[bytes]:
     start.update(_form_of_vectors(request))
     for item in request.inputs:
         key = start.copy()
-        key.update(_bytes(item.token_ids.ids))
+        key.update(_bytes(item.token_ids))
         yield key.digest()
 
 
 def of_documents(model: bytes, request: RerankRequest) -> Iterator[bytes]:
     """Give the key of each document's score for the query, in order."""
     start = blake2b(model, digest_size=DIGEST_BYTES)
-    query = _bytes(request.query_token_ids.ids)
+    query = _bytes(request.query_token_ids)
     start.update(b"raw" if request.raw_scores else b"score")
     start.update(len(query).to_bytes(4, "little") + query)
     for item in request.documents:
         key = start.copy()
-        key.update(_bytes(item.token_ids.ids))
+        key.update(_bytes(item.token_ids))
         yield key.digest()
 
 
@@ -79,8 +79,9 @@ def _form_of_vectors(request: EmbedRequest) -> bytes:
     return f"{sorted(request.outputs)}/{request.value_type}/{dimensions}/{normalize}\n".encode()
 
 
-def _bytes(ids: Sequence[int]) -> bytes:
-    return array(_ID, ids).tobytes()
+def _bytes(ids: TokenIds) -> bytes:
+    """Return ids as protobuf writes them, which tells any two lists apart and takes a tenth of the time that Python would."""
+    return ids.SerializeToString()
 
 
 @lru_cache(maxsize=1024)
