@@ -12,7 +12,17 @@ from grpc_health.v1 import health_pb2
 from gateway.upstreams.pulse import Pulse
 from gateway.upstreams.relay import MOST_INPUTS, Relay
 from quadrate.client import failures
-from quadrate.errors import DeadlineExceeded, Internal, QuadrateError, Unavailable
+from quadrate.errors import (
+    DeadlineExceeded,
+    Internal,
+    Overloaded,
+    PermissionDenied,
+    QuadrateError,
+    QuotaExceeded,
+    Unauthenticated,
+    Unavailable,
+    UpstreamFailed,
+)
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -127,7 +137,7 @@ class Peer:
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
+            raise told_here(translate(error)) from error
         self.pulse.beat()
         return answer
 
@@ -175,6 +185,18 @@ class Peer:
 def translate(error: grpc.aio.AioRpcError) -> QuadrateError:
     """Return an upstream's error as ours, with its reason and parameter where it gave them."""
     return failures.told(error) or _of_transport(error.code())
+
+
+def told_here(error: QuadrateError) -> QuadrateError:
+    """Return what an upstream's error is to our caller. Another mesh asks for a key: ours, not the caller's."""
+    if isinstance(error, Unauthenticated | PermissionDenied):
+        return UpstreamFailed("The mesh that serves this model refused the gateway's key. Tell the operator.")
+    if isinstance(error, QuotaExceeded):
+        return Overloaded(
+            "The mesh that serves this model gives the gateway's key no more for now. Try again later.",
+            retry_after_seconds=error.retry_after_seconds,
+        )
+    return error
 
 
 def _of_transport(status: grpc.StatusCode) -> QuadrateError:

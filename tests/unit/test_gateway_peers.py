@@ -5,14 +5,18 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.upstreams.peers import Lost, translate
+from gateway.upstreams.peers import Lost, told_here, translate
 from quadrate.errors import (
     ERRORS,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
     Overloaded,
+    PermissionDenied,
     QuadrateError,
+    QuotaExceeded,
+    Unauthenticated,
+    UpstreamFailed,
 )
 from quadrate.server import status
 
@@ -29,6 +33,21 @@ def test_a_workers_error_is_the_same_here(kind: type[QuadrateError]) -> None:
     found = translate(failure(kind.status, told.message, (status.DETAILS_KEY, status.details(told, "m"))))
     assert type(found) is kind
     assert (found.message, found.param, found.retry_after_seconds) == ("A sentence.", "inputs[1].text", 1.5)
+
+
+@pytest.mark.parametrize("kind", [Unauthenticated, PermissionDenied])
+def test_what_another_mesh_says_of_our_key_is_not_said_of_the_callers(kind: type[QuadrateError]) -> None:
+    """The caller's key is good: who has to do something is the operator."""
+    found = told_here(kind("This API key is not known here."))
+    assert type(found) is UpstreamFailed
+    assert "the gateway's key" in found.message
+
+
+def test_limits_of_our_key_at_another_mesh_are_no_limits_of_the_caller() -> None:
+    """It is told when to come back, and others are asked first."""
+    found = told_here(QuotaExceeded("The limit is 10 tokens.", retry_after_seconds=2.5))
+    assert type(found) is Overloaded
+    assert found.retry_after_seconds == 2.5
 
 
 def test_a_reason_of_a_newer_worker_keeps_its_status() -> None:
