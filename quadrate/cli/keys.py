@@ -12,9 +12,7 @@ import re
 import secrets
 import string
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,6 +25,7 @@ from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from quadrate.config.auth import Task
 
@@ -131,7 +130,7 @@ def show(config: Path, *, as_json: bool) -> int:
         table.add_column(column)
     for row in rows:
         table.add_row(*(", ".join(value) or "all" if isinstance(value, list) else value or "" for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
     _say(_who_else(file))
     if any(row["written_as"] == "plain" for row in rows) and path.stat().st_mode & 0o044:
         _say(f"{path} holds keys as they are and can be read by others. Write hashes instead (quadrate keys hash), or: chmod 600 {path}")
@@ -192,7 +191,10 @@ class _File:
 def _editing(config: Path) -> Iterator[_File]:
     """Give the file, alone, and write it at the end: whole or not at all."""
     path = (config / "auth.yaml").resolve()
-    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as exc:
+        raise ConfigError(f"{path.parent}: cannot be read: {exc.strerror}. --config names the folder with auth.yaml.") from exc
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         file = _File(path)
@@ -203,22 +205,29 @@ def _editing(config: Path) -> Iterator[_File]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Move a file with this text to `path`. Whose the former one was, and who may read it, stays: gateways must still be able to."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".auth-", delete=False) as scratch:
-            scratch.write(text)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-        Path(scratch.name).chmod(path.stat().st_mode & 0o777)
-        Path(scratch.name).replace(path)
+        before = path.stat()
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            if (os.geteuid(), os.getegid()) != (before.st_uid, before.st_gid):
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), before.st_mode & 0o777)
+        scratch.replace(path)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _fields(wish: Wish, sha256: str) -> dict[str, Any]:

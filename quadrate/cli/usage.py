@@ -70,7 +70,7 @@ def _together(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _print(page: Mapping[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False)  # names of callers may hold brackets
     of = _whose(page)
     if not page["rows"]:
         console.print(f"Nothing was asked on {page['day']} (UTC): {of}.")

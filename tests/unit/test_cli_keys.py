@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import stat
 import subprocess
@@ -186,6 +187,41 @@ def test_what_cannot_be_done_leaves_the_file_alone(folder: Path, arguments: list
     with pytest.raises(ConfigError, match=re.escape(fault)):
         CliRunner().invoke(app, ["keys", *arguments, "--config", str(folder)], catch_exceptions=False)
     assert (folder / "auth.yaml").read_text() == before
+
+
+def test_a_folder_that_is_not_there_is_told_as_every_mistake(tmp_path: Path) -> None:
+    """In a sentence, as for a file that is no text."""
+    with pytest.raises(ConfigError, match="nowhere: cannot be read: No such file or directory"):
+        keys.new(tmp_path / "nowhere", keys.Wish(name="alice"))
+    (tmp_path / "auth.yaml").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read: .*utf-8"):
+        keys.new(tmp_path, keys.Wish(name="alice"))
+
+
+def test_a_file_stays_whose_it_was_and_nothing_is_left_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator who adds a key must not take the file away from the gateway that reads it."""
+    path = folder / "auth.yaml"
+    path.chmod(0o640)
+    before, given = path.stat(), []
+    monkeypatch.setattr(os, "geteuid", lambda: before.st_uid + 1)
+    monkeypatch.setattr(os, "fchown", lambda _, owner, group: given.append((owner, group)))
+    make(folder, "alice")
+    assert given == [(before.st_uid, before.st_gid)]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(ConfigError, match="cannot be written: Operation not permitted"):
+        make(folder, "bob")
+    assert [entry.name for entry in folder.iterdir()] == ["auth.yaml"]
+
+
+def test_names_in_brackets_are_shown_as_they_are(folder: Path) -> None:
+    """They are names, not instructions for the terminal."""
+    make(folder, "team [/red]")
+    assert "team [/red]" in run("list", "--config", str(folder))
 
 
 def test_a_file_that_is_linked_is_changed_where_it_is(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

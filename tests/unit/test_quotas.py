@@ -209,6 +209,13 @@ def test_gateways_that_count_alone_are_added_up(
     assert [int(count) for count in told] == expected
 
 
+def test_callers_are_named_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A token's issuer chooses names; brackets in them are no instructions for the terminal."""
+    monkeypatch.setattr(command, "_ask", lambda _, __: page([row("jwt:[/red]", 2)]))
+    command.run(["http://one"], None, as_json=False)
+    assert "jwt:[/red]" in capsys.readouterr().out
+
+
 def test_a_quiet_day_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """No empty table."""
     monkeypatch.setattr(command, "_ask", lambda _, __: page([]))
