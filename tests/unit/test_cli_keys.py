@@ -194,7 +194,7 @@ def test_a_folder_that_is_not_there_is_told_as_every_mistake(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="nowhere: cannot be read: No such file or directory"):
         keys.new(tmp_path / "nowhere", keys.Wish(name="alice"))
     (tmp_path / "auth.yaml").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="cannot be read: .*utf-8"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*utf-8"):
         keys.new(tmp_path, keys.Wish(name="alice"))
 
 
