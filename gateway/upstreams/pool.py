@@ -155,6 +155,7 @@ class Pool:
                 return await self._hedged(replica, errand, call)
             return await replica.send(errand, call)
         except (Unavailable, Overloaded, TooSlow) as failure:
+            call.has_tried = not isinstance(failure, Lost)
             return await self._elsewhere(replica, errand, call, failure)
         finally:
             if replica.record.failed_in_row >= FAILURES_IN_ROW or time.monotonic() >= self._judged + JUDGE_SECONDS:
@@ -176,6 +177,7 @@ class Pool:
                 return await other.send(errand, call)
             except (Unavailable, Overloaded, TooSlow) as again:
                 failure = again
+                call.has_tried = call.has_tried or not isinstance(again, Lost)
         raise failure
 
     async def _after_pause(self, number: int, errand: Errand, call: Call, failure: QuadrateError) -> Replica | None:

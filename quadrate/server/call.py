@@ -62,6 +62,8 @@ class Call:
         charge: What the caller was charged; given back if the call fails.
         place: Its place in the process's room, which is given back when the call is over.
         size_bytes: How large the request was that came; 0 for a stream.
+        has_tried: Whether an upstream answered that it could not, and all was done here that trying again can do. A call that was lost on
+            the way may find its way from another gateway.
         standing: On whose behalf, and what it goes before: workers read it from headers, a gateway puts here what it knows of its caller.
     """
 
@@ -77,6 +79,7 @@ class Call:
     charge: Held | None = None
     place: Held | None = None
     size_bytes: int = 0
+    has_tried: bool = False
     ids: Mapping[str, str] = field(init=False)
     """What every log line about this call has: `trace_id`, `span_id`, `request_id`."""
 

@@ -173,6 +173,7 @@ class Handlers:
         trailers = [
             *call.headers,
             *status.headers(error),
+            *([status.FINAL] if call.has_tried else ()),
             ("x-request-id", call.request_id),
             (status.DETAILS_KEY, status.details(error, call.method)),
         ]

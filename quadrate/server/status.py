@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DETAILS_KEY = "grpc-status-details-bin"
 HTTP_STATUS_KEY = "x-quadrate-http-status"
 """Tells the edge the HTTP code of an error whose gRPC status stands for another. The edge takes it out."""
+FINAL = ("x-envoy-ratelimited", "true")
+"""Tells Envoy not to send a call to another gateway. It is the one word that stops Envoy's tries; the edge takes it out."""
 _COHERE = "quadrate.cohere."
 _TOKEN_CODES = {"invalid_token", "token_expired"}
 """What a new token mends (RFC 6750)."""

@@ -16,7 +16,7 @@ from google.api.httpbody_pb2 import HttpBody
 from quadrate import edge
 from quadrate.cohere.v1 import cohere_pb2
 from quadrate.config.edge import EdgeSettings
-from quadrate.errors import ERRORS, QuadrateError
+from quadrate.errors import ERRORS, DeadlineExceeded, QuadrateError, Unavailable, UpstreamFailed
 from quadrate.health import Health
 from quadrate.openai.v1 import openai_pb2, openai_pb2_grpc
 from quadrate.server import Server
@@ -40,11 +40,13 @@ class StandIn:
     def __init__(self) -> None:
         self.failure: QuadrateError | None = None
         self.hangs = False
+        self.has_tried = False
         self.calls: list[Call] = []
 
     async def answer(self, call: Call) -> HttpBody:
         """Answer, fail or hang."""
         self.calls.append(call)
+        call.has_tried = self.has_tried
         if self.hangs:
             await asyncio.Event().wait()
         if self.failure is not None:
@@ -122,10 +124,9 @@ async def listening(port: int) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def server() -> AsyncIterator[tuple[Server, StandIn]]:
-    """The stand-in on free ports."""
-    gateway = StandIn()
+@contextlib.asynccontextmanager
+async def serving(gateway: StandIn) -> AsyncIterator[Server]:
+    """Serve a stand-in on free ports."""
     health = Health()
     health.set("", serving=True)
     found = Server(
@@ -139,8 +140,16 @@ async def server() -> AsyncIterator[tuple[Server, StandIn]]:
         drain_seconds=0.0,
     )
     await found.start()
-    yield found, gateway
+    yield found
     await found.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server() -> AsyncIterator[tuple[Server, StandIn]]:
+    """The stand-in that most tests share."""
+    gateway = StandIn()
+    async with serving(gateway) as found:
+        yield found, gateway
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -163,7 +172,7 @@ async def client(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPa
 def gateway(server: tuple[Server, StandIn]) -> StandIn:
     """The stand-in, as new."""
     found = server[1]
-    found.failure, found.hangs = None, False
+    found.failure, found.hangs, found.has_tried = None, False, False
     found.calls.clear()
     return found
 
@@ -197,6 +206,50 @@ async def test_what_a_lost_gateway_says_is_tried_again_and_nothing_else(client: 
         await client.post("/v1/embeddings", content=b"{}")
         is_safe = error.status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert len(gateway.calls) == (4 if is_safe else 1), error
+
+
+@pytest.mark.parametrize("error", [Unavailable, UpstreamFailed])
+async def test_what_a_gateway_has_tried_elsewhere_is_not_tried_once_more(
+    error: type[QuadrateError], client: httpx.AsyncClient, gateway: StandIn
+) -> None:
+    """Or four tries of the gateway would become sixteen, and its budget for them mean nothing; callers see nothing of the mark."""
+    gateway.failure, gateway.has_tried = error("No."), True
+    answer = await client.post("/v1/embeddings", content=b"{}")
+    assert answer.status_code == error.http_status
+    assert len(gateway.calls) == 1
+    assert "x-envoy-ratelimited" not in answer.headers
+    async with grpc.aio.insecure_channel(f"{client.base_url.host}:{client.base_url.port}") as channel:
+        call = openai_pb2_grpc.OpenAiServiceStub(channel).CreateEmbedding(HttpBody(), timeout=10)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "x-envoy-ratelimited" not in {key for key, _ in (*await call.initial_metadata(), *await call.trailing_metadata())}
+    assert len(gateway.calls) == 2
+
+
+async def test_failures_of_upstreams_do_not_count_against_a_gateway(tmp_path: Path) -> None:
+    """A model whose server is broken, and callers with short deadlines, must not cost the others half of the gateways."""
+    first, second = StandIn(), StandIn()
+    async with serving(first) as one, serving(second) as other:
+        port, admin = free_ports(2)
+        settings = EdgeSettings(
+            port=port,
+            admin=f"127.0.0.1:{admin}",
+            gateways=(f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}"),
+            gateways_http=(f"127.0.0.1:{one.http_port}",),
+            threads=1,
+        )
+        async with envoy(settings, tmp_path) as client:
+            for error in (UpstreamFailed, DeadlineExceeded):
+                first.failure = second.failure = error("No.")
+                for _ in range(20):
+                    await client.post("/v1/embeddings", content=b"{}")
+            first.hangs = second.hangs = True
+            for _ in range(8):
+                await client.post("/v1/embeddings", content=b"{}", headers={"grpc-timeout": "50m"})
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}") as door:
+                stats = (await door.get("/stats?filter=cluster.gateway.outlier_detection.ejections_enforced_total")).text
+    assert first.calls
+    assert second.calls
+    assert stats.strip().endswith(": 0"), stats
 
 
 async def test_callers_cannot_pretend_to_be_the_edge(client: httpx.AsyncClient, gateway: StandIn, server: tuple[Server, StandIn]) -> None:

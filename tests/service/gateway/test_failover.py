@@ -113,6 +113,7 @@ async def test_the_only_worker_is_waited_for_and_then_given_up(open_door: Callab
         still.runs.clear()
         failure = await refused(door.embed.Embed(REQUEST))
         assert failure.status == "UNAVAILABLE"
+        assert "x-envoy-ratelimited" not in failure.trailers  # another gateway may still reach it
         _, report = door.gateway.readiness.report()
         assert report["status"] == "unavailable"
         assert "does not answer" in report["upstreams"][0]["reason"]
@@ -176,14 +177,15 @@ async def test_a_worker_that_is_much_slower_is_put_aside(open_door: Callable[...
 
 
 async def test_a_request_is_tried_a_few_times_and_then_told(open_door: Callable[..., Any]) -> None:
-    """Each replica once, then again after pauses; the caller hears what the last said."""
+    """Each replica once, then again after pauses; the caller hears what the last said, and the edge that trying again is done."""
 
     async def fail(_: Any, __: Any) -> None:
         raise Unavailable("Not now.")
 
     async with FakeWorker(before=fail) as one, FakeWorker(before=fail) as two, open_door(route([one, two])) as door:
         await door.until_serving()
-        assert (await refused(door.embed.Embed(REQUEST))).message == "Not now."
+        failure = await refused(door.embed.Embed(REQUEST))
+        assert (failure.message, failure.trailers["x-envoy-ratelimited"]) == ("Not now.", "true")
         assert len(one.received) + len(two.received) == MOST_TRIES
         assert min(len(one.received), len(two.received)) >= 1
 
@@ -196,7 +198,8 @@ async def test_tries_end_with_the_budget(open_door: Callable[..., Any]) -> None:
 
     async with FakeWorker(before=fail) as one, FakeWorker(before=fail) as two, open_door(route([one, two])) as door:
         await door.until_serving()
-        await asyncio.gather(*(refused(door.embed.Embed(REQUEST)) for _ in range(300)))
+        failures = await asyncio.gather(*(refused(door.embed.Embed(REQUEST)) for _ in range(300)))
+        assert all("x-envoy-ratelimited" in failure.trailers for failure in failures)
         retries = value(door, "router_upstream_retries_total", "fake")
         assert value(door, "router_upstream_retries_denied_total", "fake") > 0
         assert retries + 300 == len(one.received) + len(two.received)
