@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import pydantic
 
 from quadrate.config.jwt import JwtIssuer
-from quadrate.config.yamlfile import Schema, load
+from quadrate.config.yamlfile import Schema, load, misplaced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,9 +151,12 @@ class AuthFile(Schema):
 
     @pydantic.model_validator(mode="after")
     def _check_unique(self) -> Self:
-        digests = [digest for key in self.api_keys for digest in key.digests]
-        if len(set(digests)) != len(digests):
-            raise ValueError("api_keys: the same key stands there twice")
+        owners: dict[str, int] = {}
+        for number, key in enumerate(self.api_keys):
+            for digest in key.digests:
+                if digest in owners:
+                    raise misplaced(f"the same key as that of api_keys[{owners[digest]}]; each is written once", "api_keys", number)
+                owners[digest] = number
         return self
 
     @pydantic.model_validator(mode="after")

@@ -8,14 +8,16 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from quadrate.config.yamlfile import Schema, load
+from quadrate.config.yamlfile import Schema, load, misplaced
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 _SCHEMES = ("http", "https", "grpc", "grpcs")
+_Place = tuple[str, int, str]
+"""A list of the file, a number in it, and a key there."""
 _HTTP_SCHEMES = ("http", "https")
 _QWEN3 = "qwen3"
 """Aliases that begin so and are served over HTTP take these two variables unless the file names others."""
@@ -206,9 +208,9 @@ class RoutingFile(Schema):
 
         An embedding model and a reranker may share a served name: they may be the same weights, and the call says which is meant.
         """
-        _check_unique("embeddings", [name for route in self.embeddings for name in route.names])
-        _check_unique("rerank", [name for route in self.rerank for name in route.names])
-        _check_unique("embeddings and rerank", [route.model for route in (*self.embeddings, *self.rerank)])
+        embeddings, rerank = (_places(name, getattr(self, name)) for name in ("embeddings", "rerank"))
+        for found in (embeddings, rerank, [(name, place) for name, place in (*embeddings, *rerank) if place[-1] == "model"]):
+            _check_unique(found)
         return self
 
     def resolved(self, environment: Mapping[str, str]) -> RoutingFile:
@@ -218,12 +220,23 @@ class RoutingFile(Schema):
         return self.model_copy(update={"embeddings": embeddings, "rerank": rerank})
 
 
-def _check_unique(where: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
+def _places(where: str, routes: Sequence[Route]) -> list[tuple[str, _Place]]:
+    """Return the names of routes and where they stand; a model whose two names are one stands there once."""
+    found: list[tuple[str, _Place]] = []
+    for number, route in enumerate(routes):
+        found.append((route.model, (where, number, "model")))
+        if route.served_name not in ("", route.model):
+            found.append((route.served_name, (where, number, "served_name")))
+    return found
+
+
+def _check_unique(names: Iterable[tuple[str, _Place]]) -> None:
+    seen: dict[str, _Place] = {}
+    for name, place in names:
         if name in seen:
-            raise ValueError(f"{where}: the name {name!r} stands there twice; the names of models must differ")
-        seen.add(name)
+            where, number, key = seen[name]
+            raise misplaced(f"{name!r} is the {key} of {where}[{number}] already; the names of models must differ", *place)
+        seen[name] = place
 
 
 def _resolve(route: RouteT, environment: Mapping[str, str]) -> RouteT:

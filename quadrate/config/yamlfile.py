@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pydantic
+import pydantic_core
 import yaml
 
 from quadrate.errors import ConfigError
@@ -24,6 +25,13 @@ class Schema(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     secret_in: ClassVar[frozenset[str]] = frozenset()
     """Keys of the file under which names may be secrets. Errors go to logs and to readiness: they repeat none of what stands there."""
+
+
+def misplaced(message: str, *place: str | int) -> ValueError:
+    """Return the error of a schema's own check for a place inside it, whose line is told, rather than for the whole."""
+    error = pydantic_core.PydanticCustomError("value_error", "{reason}", {"reason": message})
+    line = pydantic_core.InitErrorDetails(type=error, loc=place, input=None)
+    return pydantic.ValidationError.from_exception_data("", [line], hide_input=True)
 
 
 _SLIP = 0.85

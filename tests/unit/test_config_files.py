@@ -132,7 +132,11 @@ def test_qwen3_over_http_has_variables_of_its_own(tmp_path: Path, switch: str, *
         (ROUTING.replace("http://rerank:9002", "rerank:9002"), "file.yaml:5: rerank[0].upstream.url: 'rerank:9002' is no address"),
         (ROUTING.replace(":9002", ":90020"), "port outside 1 to 65535"),
         (ROUTING.replace("http://rerank:9002", "grpc://rerank"), "names no port"),
-        (ROUTING.replace('"rerank-base"', '"bge-m3"'), "the name 'bge-m3' stands there twice"),
+        (ROUTING.replace('"rerank-base"', '"bge-m3"'), "file.yaml:5: rerank[0].model: 'bge-m3' is the model of embeddings[0] already"),
+        (
+            ROUTING.replace('"ai-forever/FRIDA"', '"bge-m3"'),
+            "file.yaml:3: embeddings[1].served_name: 'bge-m3' is the model of embeddings[0] already; the names of models must differ",
+        ),
         (ROUTING.replace("timeout_seconds: 10", "timeout_seconds: 10, timeout_ms: 1"), "keep one"),
         (ROUTING.replace("max_top_k: 50", "max_top_k: 0"), "rerank[0].max_top_k"),
         (ROUTING + "rerank: []\n", "file.yaml:6: key 'rerank' is written twice"),
@@ -160,7 +164,8 @@ def test_a_bad_routing_file_is_refused_with_line_and_way_out(text: str, expected
     [
         ("api_keys: [{name: a}]", "needs one of key, sha256 and secrets"),
         ("api_keys: [{sha256: abc}]", "api_keys[0].sha256"),
-        ("api_keys: [a, a]", "stands there twice"),
+        ("api_keys: [a, a]", "file.yaml:1: api_keys[1]: the same key as that of api_keys[0]"),
+        ("api_keys:\n  - a\n  - b\n  - a", "file.yaml:4: api_keys[2]: the same key as that of api_keys[0]"),
         ("api_keys: ['']", "is empty"),
         ("api_keys: ['secret ']", "holds a blank"),
         ("api_keys: [{key: k, expires: 2027-01-31T00:00:00}]", "needs a time and a time zone"),
