@@ -25,14 +25,16 @@ class Admission:
         authenticator: Tells callers apart.
         request_timeout_seconds: The time of a call whose caller sets no deadline.
         room: What the gateway has room for.
+        streams: Likewise for streams, whose items have their places in `room`.
         weight_of: What weight a caller of a name has beside others.
     """
 
     def __init__(
-        self, authenticator: Authenticator, *, request_timeout_seconds: float, room: Room, weight_of: Callable[[str], float]
+        self, authenticator: Authenticator, *, request_timeout_seconds: float, room: Room, streams: Room, weight_of: Callable[[str], float]
     ) -> None:
         self._authenticator = authenticator
         self._room = room
+        self._streams = streams
         self._weight_of = weight_of
         self._request_timeout_seconds = request_timeout_seconds
 
@@ -50,7 +52,7 @@ class Admission:
 
         Raises Unauthenticated, PermissionDenied, InvalidArgument, Overloaded; Unavailable where a token's issuer cannot be reached.
         """
-        principal = await self._enter(call, Priority.INTERACTIVE)
+        principal = await self._enter(call, Priority.INTERACTIVE, self._room)
         self._set_deadline(call)
         return principal
 
@@ -59,7 +61,7 @@ class Admission:
 
         Streams bring texts to be stored, so they are bulk unless they say otherwise.
         """
-        return await self._enter(call, Priority.BULK)
+        return await self._enter(call, Priority.BULK, self._streams)
 
     async def check(self, metadata: Mapping[str, str]) -> None:
         """Raise what `admit` would of a caller, for what is no call of ours, such as reflection."""
@@ -75,14 +77,14 @@ class Admission:
         self._set_deadline(item)
         return principal
 
-    async def _enter(self, call: Call, usual: Priority) -> Principal:
+    async def _enter(self, call: Call, usual: Priority, room: Room) -> Principal:
         with call.trace.stage("auth"):
             principal = await self._authenticator.authenticate(call.metadata)
         call.log["principal"] = principal.name
         priority = asked_priority(call.metadata, usual)
         call.standing = Standing(principal.name, priority, self._weight_of(principal.name))
         on_behalf.set(call.standing)
-        call.place = self._room.enter(call.standing, call.size_bytes)
+        call.place = room.enter(call.standing, call.size_bytes)
         return principal
 
     def _set_deadline(self, call: Call) -> None:

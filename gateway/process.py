@@ -65,6 +65,7 @@ class Gateway:
             Authenticator(configuration.auth, telemetry.metrics),
             request_timeout_seconds=settings.request_timeout_seconds,
             room=self.room,
+            streams=Room(requests=settings.max_requests_in_flight, size_bytes=0),
             weight_of=self.quotas.weight,
         )
         self.reload = Reload(settings, configuration, self._use, telemetry.metrics)

@@ -5,7 +5,8 @@ a caller may hold is a multiple of what is free (dynamic thresholds, Choudhury a
 the more is taken, the less is anybody's part. So nobody has to be told of beforehand, an idle gateway is anybody's, one who floods leaves
 room for all others, and what is over the bound is refused at once.
 
-Requests are refused; items of streams wait, and a stream that is not read on is slowed down by its transport.
+Requests are refused; items of streams wait, and a stream that is not read on is slowed down by its transport. Streams themselves have a
+room of their own: in that of their items, enough of them would leave no place for any item, and wait for ever.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 PARTS = {Priority.INTERACTIVE: 4.0, Priority.BULK: 1.0}
 """How many times what is free a caller of weight 1 may hold: four fifths of all if it is alone, with bulk half."""
 ALWAYS_REQUESTS = 2
-"""So many a caller may hold while anything is free, whatever its weight: a stream, and an item of it."""
+"""So many a caller may hold while anything is free, whatever its weight."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 10.0
 _FORGET = 0.95
 """Weight of earlier calls in how long they usually stay, at each new one."""
@@ -45,7 +46,8 @@ class Room:
         self.free_bytes = size_bytes
         self._clock = clock
         self._held: dict[str, _Holding] = {}
-        self._waiting: dict[asyncio.Future[Place], tuple[Standing, int]] = {}
+        self._waiting: dict[Standing, dict[asyncio.Future[Place], int]] = {}
+        """Items by the caller that they are of, in the order in which they came, with their bytes."""
         self._stay_seconds = 0.0
 
     def enter(self, standing: Standing, size_bytes: int) -> Place:
@@ -55,19 +57,20 @@ class Room:
         return self._take(standing, size_bytes)
 
     async def wait(self, standing: Standing, size_bytes: int) -> Place:
-        """Take a place for an item of a stream, as soon as there is one for it; of several the first that came."""
-        if self._has_room(standing, size_bytes):
+        """Take a place for an item of a stream, as soon as there is one for it; of a caller's several the first that came."""
+        if standing not in self._waiting and self._has_room(standing, size_bytes):
             return self._take(standing, size_bytes)
         place: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._waiting[place] = standing, size_bytes
+        self._waiting.setdefault(standing, {})[place] = size_bytes
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place.cancelled():
+                self._leave(standing, place)
+                self._let_in()  # it may have kept others of its caller behind it
+            else:
                 place.result().close()
             raise
-        finally:
-            self._waiting.pop(place, None)
 
     def give_back(self, standing: Standing, size_bytes: int, entered: float) -> None:
         """Free a place that was taken at a time of the clock, and let in who waits for one."""
@@ -104,11 +107,22 @@ class Room:
         return Place(self, standing, size_bytes, self._clock())
 
     def _let_in(self) -> None:
-        for place, (standing, size_bytes) in list(self._waiting.items()):
-            if not self.free_requests:
-                return
-            if not place.done() and self._has_room(standing, size_bytes):
-                place.set_result(self._take(standing, size_bytes))
+        """Give places to those who wait, of each caller as many as there is room for."""
+        for standing in tuple(self._waiting):
+            while self.free_requests and (line := self._waiting.get(standing)):
+                place, size_bytes = next(iter(line.items()))
+                if not place.done():
+                    if not self._has_room(standing, size_bytes):
+                        break
+                    place.set_result(self._take(standing, size_bytes))
+                self._leave(standing, place)
+
+    def _leave(self, standing: Standing, place: asyncio.Future[Place]) -> None:
+        """Let an item wait no more; the second time nothing happens."""
+        line = self._waiting.get(standing, {})
+        line.pop(place, None)
+        if not line:
+            self._waiting.pop(standing, None)
 
     def _full(self, standing: Standing) -> Overloaded:
         """Return the error for who has to come back: about when the next of its own requests, or else of all, will have been answered."""

@@ -92,8 +92,8 @@ class GatewaySettings(BaseSettings):
     """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
     unless truncation was asked for. Set it alike for gateway and rerank worker."""
     max_requests_in_flight: int = pydantic.Field(default=4096, gt=0)
-    """The most requests at a time, items of streams counted one by one. A caller alone may have four fifths of them under way, and the less
-    is free the fewer; more are refused as overloaded, those of streams wait."""
+    """The most requests at a time, items of streams counted one by one; and as many streams. A caller alone may have four fifths of them
+    under way, and the less is free the fewer; more are refused as overloaded, items of streams wait."""
     max_mib_in_flight: int = pydantic.Field(default=256, ge=16)
     """The most MiB of requests at a time, as they came, shared by the same rule. In memory they take several times as much."""
     tokenizer_name: str = ""

@@ -113,3 +113,47 @@ def test_the_room_is_never_more_than_full_and_empty_at_the_end(calls: list[tuple
         place.close()
         place.close(failed=True)
     assert (found.free_requests, found.free_bytes, found._held) == (20, 1_000, {})
+
+
+async def test_an_item_that_is_too_large_now_keeps_its_place_in_its_callers_line() -> None:
+    """Smaller ones of the same caller do not pass it for ever; those of others do, and all do once it has left."""
+    found = room(size_bytes=100)
+    first = found.enter(Standing("first"), 60)
+    large = asyncio.create_task(found.wait(FLOOD, 90))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(found.wait(FLOOD, 10))
+    (await found.wait(OTHER, 10)).close()
+    await asyncio.sleep(0)
+    assert not small.done()
+    large.cancel()
+    (await small).close()
+    first.close()
+    assert (found.free_requests, found.free_bytes, found._waiting) == (100, 100, {})
+
+
+async def test_places_of_many_who_wait_are_found_quickly() -> None:
+    """A thousand callers' answers do not each look at all the items of one that has its part."""
+    found = room(requests=4)
+    held = [found.enter(FLOOD, 0), found.enter(FLOOD, 0)]
+    looked = 0
+    before = found._has_room
+
+    def counted(standing: Standing, size_bytes: int) -> bool:
+        nonlocal looked
+        looked += 1
+        return before(standing, size_bytes)
+
+    found._has_room = counted  # type: ignore[method-assign] # it counts
+    bulk = Standing("flood", Priority.BULK)
+    waiting = [asyncio.create_task(found.wait(bulk, 0)) for _ in range(1_000)]
+    await asyncio.sleep(0)
+    looked = 0
+    for _ in range(100):
+        found.enter(OTHER, 0).close()
+    assert looked <= 400
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for place in held:
+        place.close()
+    assert (found.free_requests, found._held, found._waiting) == (4, {}, {})

@@ -181,6 +181,20 @@ async def test_items_of_a_stream_wait_for_room(open_door: Any, worker: FakeWorke
     assert all(answer.HasField("response") for answer in found)
 
 
+async def test_streams_leave_room_for_their_items(open_door: Any, worker: FakeWorker) -> None:
+    """However many are open, and however little room there is."""
+    async with open_door(routing(worker), max_requests_in_flight=4) as door:
+        await door.until_serving()
+        streams = [door.embed.EmbedStream() for _ in range(2)]
+        item = embed_pb2.EmbedStreamRequest(id="a", request=texts("cat"))
+        for one in streams:
+            await one.write(item)
+        async with asyncio.timeout(10):
+            assert all([(await one.read()).HasField("response") for one in streams])
+        for one in streams:
+            await one.done_writing()
+
+
 async def test_callers_who_leave_give_their_room_back(open_door: Any, worker: FakeWorker) -> None:
     """However calls end, by an answer, an error or the caller's leaving, their places are free again."""
     gates = Gates(worker)
