@@ -26,6 +26,10 @@ from quadrate.edge_tls import HANDSHAKE_SECONDS, Secrets
 from quadrate.errors import ConfigError
 
 Tree = dict[str, Any]
+IDLE_SECONDS = 60
+"""How long a request may rest, neither side sending anything, at the least."""
+PATIENCE_SECONDS = 5
+"""How much longer than any answer takes, or the wait for it would be the rest that ends it."""
 _TYPE = "type.googleapis.com/envoy."
 _IGNORED = "!ignore"
 _LOG_FORMAT = '{"timestamp":"%Y-%m-%dT%T.%eZ","level":"%l","component":"edge","message":"%j"}'
@@ -69,6 +73,7 @@ def configuration(settings: EdgeSettings, secrets: Secrets) -> Tree:
     listener = tree["static_resources"]["listeners"][0]
     listener["address"] = _address(settings.host, settings.port)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["stream_idle_timeout"] = f"{max(IDLE_SECONDS, settings.request_timeout_seconds + PATIENCE_SECONDS):.3f}s"
     _named(manager["http_filters"], "transcoder")["typed_config"]["proto_descriptor"] = str(folder / "descriptors.binpb")
     clusters = tree["static_resources"]["clusters"]
     _named(clusters, "gateway")["load_assignment"] = _endpoints("gateway", settings.gateways)

@@ -140,6 +140,12 @@ class GatewaySettings(BaseSettings):
         _ = self.tls, self.upstream_tls
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _check_cache(self) -> Self:
+        if self.cache_redis and self.redis_url is None:
+            raise ValueError("ROUTER_CACHE_REDIS is on and ROUTER_REDIS_URL is not set; name the Redis, or leave both out")
+        return self
+
     @property
     def tls(self) -> ServerTls | None:
         """How the gRPC port speaks TLS; None: not at all."""

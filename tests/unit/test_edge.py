@@ -84,6 +84,12 @@ def test_the_time_limit_holds_for_every_unary_route_and_no_stream() -> None:
     assert routes["stream"]["timeout"] == routes["stream"]["idle_timeout"] == "0s"
 
 
+@pytest.mark.parametrize(("limit", "idle"), [(7, "60.000s"), (300, "305.000s")])
+def test_waiting_for_an_answer_is_no_rest_that_ends_a_request(limit: int, idle: str) -> None:
+    """Or a limit of five minutes would be one of a minute: nothing is sent while a model works."""
+    assert manager(EdgeSettings(request_timeout_seconds=limit))["stream_idle_timeout"] == idle
+
+
 def test_without_a_collector_nothing_is_traced() -> None:
     """No OTLP endpoint, no tracing and no cluster for it."""
     settings = EdgeSettings()

@@ -49,6 +49,15 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
         load_gateway_settings()
 
 
+def test_a_shared_cache_needs_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody shall believe that answers are shared while they are not."""
+    monkeypatch.setenv("ROUTER_CACHE_REDIS", "true")
+    with pytest.raises(ConfigError, match="ROUTER_CACHE_REDIS is on and ROUTER_REDIS_URL is not set"):
+        load_gateway_settings()
+    monkeypatch.setenv("ROUTER_REDIS_URL", "redis://redis:6379/0")
+    assert load_gateway_settings().cache_redis
+
+
 def test_flags_switch_features_off_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name, in either of two ways; what an earlier deployment had besides is told, and changes nothing."""
     assert load_gateway_settings().features == Features()
