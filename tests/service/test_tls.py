@@ -259,7 +259,10 @@ async def edge_before(server: Server, folder: Path, **given: Any) -> AsyncIterat
 async def answers(client: httpx.AsyncClient, settings: EdgeSettings) -> bool:
     """Tell whether the edge has found its gateway; one that asks callers for a certificate is asked by its admin interface."""
     url = f"http://{settings.admin}/clusters" if settings.tls_client_ca_path else f"https://127.0.0.1:{settings.port}/v1/models"
-    with contextlib.suppress(httpx.TransportError):
+    with contextlib.suppress(httpx.TransportError, OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", settings.port)  # it listens after it has found its gateway
+        writer.close()
+        await writer.wait_closed()
         answer = await client.get(url)
         return answer.is_success and ("health_flags::healthy" in answer.text or "well" in answer.text)
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from quadrate import __version__
 from quadrate.config.edge import EdgeSettings
 from quadrate.config.shipped import shipped
 from quadrate.edge import configuration
+from quadrate.edge_tls import Secrets
 
 OPERATIONS = {("get", "/health/live"), ("get", "/health/ready"), ("get", "/metrics"), ("get", "/openapi.json")}
 """What a gateway answers on its HTTP port; all else is in the protos."""
@@ -46,7 +48,8 @@ def http_rules() -> set[tuple[str, str]]:
 
 def routed() -> set[str]:
     """Return the REST paths that Envoy sends on: every string that its routes' expressions match, with {model} for whatever follows."""
-    manager = configuration(EdgeSettings())["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    listener = configuration(EdgeSettings(), Secrets(Path("/run/quadrate")))["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     routes = [route for route in manager["route_config"]["virtual_hosts"][0]["routes"] if "route" in route]
     rest = [route["match"] for route in routes if route["name"] not in {"stream", "unary"}]
     expressions = [match["safe_regex"]["regex"] if "safe_regex" in match else re.escape(match["path"]) for match in rest]
