@@ -34,7 +34,7 @@ _TYPE = "type.googleapis.com/envoy."
 _IGNORED = "!ignore"
 _LOG_FORMAT = '{"timestamp":"%Y-%m-%dT%T.%eZ","level":"%l","component":"edge","message":"%j"}'
 _HEADERS_FOR_PAGES = (
-    "grpc-status,grpc-message,grpc-status-details-bin,x-request-id,retry-after,retry-after-ms,"
+    "grpc-status,grpc-message,grpc-status-details-bin,x-request-id,x-quadrate-cache,retry-after,retry-after-ms,"
     "x-ratelimit-limit-requests,x-ratelimit-remaining-requests,x-ratelimit-reset-requests,"
     "x-ratelimit-limit-tokens,x-ratelimit-remaining-tokens,x-ratelimit-reset-tokens"
 )
