@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from embed_worker.answers import respond
@@ -73,8 +74,9 @@ class EmbedService:
 
     async def embed_stream(self, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
         """Answer each request under its id, in order of completion; see `stream`."""
-        async for answer in in_order_of_completion(self.embed, requests, call):
-            yield answer
+        async with aclosing(in_order_of_completion(self.embed, requests, call)) as answers:
+            async for answer in answers:
+                yield answer
 
 
 def services(catalogue: Catalogue, settings: EmbedSettings) -> list[EmbedService | RelayService]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from gateway.work import EmbedWork, Reading, RerankWork
@@ -47,8 +48,9 @@ class EmbedService:
             principal = await self._admission.admit_item(item)
             return await self._embedding.embed(read_embed(request), principal, item)
 
-        async for answer in in_order_of_completion(embed, requests, call):
-            yield answer
+        async with aclosing(in_order_of_completion(embed, requests, call)) as answers:
+            async for answer in answers:
+                yield answer
 
 
 class RerankService:

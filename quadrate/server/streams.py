@@ -20,7 +20,7 @@ from quadrate.v1 import embed_pb2
 from quadrate.v1.options_pb2 import MULTI_VECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from quadrate.server.call import Call
 
@@ -37,7 +37,9 @@ _RESPONSE = 2
 """The number of EmbedStreamResponse.response."""
 
 
-async def in_order_of_completion(embed: Embed, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call) -> AsyncIterator[bytes]:
+async def in_order_of_completion(
+    embed: Embed, requests: AsyncIterator[embed_pb2.EmbedStreamRequest], call: Call
+) -> AsyncGenerator[bytes, None]:
     """Give the serialised EmbedStreamResponses; a request that fails is answered by its error, and the stream goes on."""
     stream = _Stream(embed, call)
     reader = asyncio.create_task(stream.read(requests))
