@@ -57,7 +57,7 @@ class UsagePage:
 
     async def _limits(self, rows: Rows) -> list[dict[str, Any]]:
         found: dict[tuple[str, str, str], dict[str, Any]] = {}
-        names = sorted({name for name, _ in rows})[:MOST_LIMITED]
+        names = set(sorted({name for name, _ in rows})[:MOST_LIMITED])
         for name, alias in sorted(key for key in rows if key[0] in names):
             entry = await self._quotas.look(name, alias)
             found.update({(name, line["model"], line["limit"]): line for line in _lines(name, entry)})

@@ -106,7 +106,7 @@ def is_name(target: str) -> bool:
 async def _resolve(host: str, port: int) -> tuple[str, ...]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # a label that is empty or too long is no name either
         return ()
     for family in (socket.AF_INET, socket.AF_INET6):
         if addresses := sorted({str(address[0]) for kind, _, _, _, address in found if kind == family}):

@@ -94,3 +94,9 @@ async def test_a_real_name_server_is_asked() -> None:
     """Addresses of IPv4 go before those of IPv6; what does not exist has none."""
     assert await names._resolve("localhost", 7997) == ("127.0.0.1",)
     assert await names._resolve("no-such-host.invalid", 7997) == ()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+async def test_what_can_be_no_name_stands_for_nothing(host: str) -> None:
+    """It ends no search for the others."""
+    assert await names._resolve(host, 7997) == ()

@@ -137,6 +137,9 @@ class HttpPeer:
 
     async def embed(self, request: embed_pb2.EmbedRequest, *, timeout: float | None, metadata: Metadata) -> embed_pb2.EmbedResponse:  # noqa: ASYNC109 - it is the caller's
         """Embed texts, or ids where the server takes them. Raises QuadrateError."""
+        if self._facts is None:
+            raise _not_known()
+        card = self._facts.card  # it may be in doubt, and asked for anew, by the time the answer is here
         contents, most = _contents(request), self._upstream.max_inputs
         parts = [contents[start : start + most] for start in range(0, len(contents), most)]
         deadline, headers, turn = _deadline(timeout), _headers(metadata), asyncio.Semaphore(PARTS_AT_ONCE)
@@ -147,7 +150,7 @@ class HttpPeer:
 
         found = [await ask(parts[0])] if len(parts) == 1 else await _together([ask(part) for part in parts])
         rows = found[0].rows if len(found) == 1 else np.concatenate([one.rows for one in found])
-        return answers.embeddings(request, (await self.facts()).card, rows, answers.total(one.tokens for one in found))
+        return answers.embeddings(request, card, rows, answers.total(one.tokens for one in found))
 
     async def rerank(self, request: rerank_pb2.RerankRequest, *, timeout: float | None, metadata: Metadata) -> rerank_pb2.RerankResponse:  # noqa: ASYNC109 - it is the caller's
         """Order documents that are texts. Raises QuadrateError."""
@@ -197,7 +200,7 @@ class HttpPeer:
 
     def _known_dialect(self) -> Dialect:
         if self._dialect is None:
-            raise Unavailable("The server that serves this model is not known to serve it now. Try again.", retry_after_seconds=1.0)
+            raise _not_known()
         return self._dialect
 
     async def _make_sure(self) -> None:
@@ -237,6 +240,10 @@ async def _together(asked: Sequence[Awaitable[Vectors]]) -> list[Vectors]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _not_known() -> Unavailable:
+    return Unavailable("The server that serves this model is not known to serve it now. Try again.", retry_after_seconds=1.0)
 
 
 def _name(task: int) -> Literal["embeddings", "rerank"]:
