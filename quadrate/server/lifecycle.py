@@ -160,9 +160,10 @@ class Server:
         """Say that nothing serves, take calls for `notice_seconds`, let those in flight finish within `drain_seconds`, close both ports."""
         self._health.fail_all("stopping")
         await self._health.stop()
-        if self._grpc is not None:
+        server, self._grpc = self._grpc, None  # who stops it twice waits for nothing
+        if server is not None:
             await asyncio.sleep(self._notice_seconds)
-            await self._drain(self._grpc)
+            await self._drain(server)
         await self._http.cleanup()
         self._telemetry.traces.shutdown()
 

@@ -386,6 +386,14 @@ async def test_calls_are_taken_until_callers_had_time_to_hear_of_the_end(server:
     assert (await failure(stub.Embed(embed_pb2.EmbedRequest(model="too late")))).code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_server_that_has_stopped_waits_for_nothing_more(server: Server) -> None:
+    """`run` stops it after a signal, and whoever opened it does again."""
+    await server.stop()
+    server._notice_seconds = 60.0
+    async with asyncio.timeout(5):
+        await server.stop()
+
+
 async def test_an_open_watch_does_not_hold_up_the_end(server: Server, channel: grpc.aio.Channel, stub: Any, echo: Echo) -> None:
     """Watchers are told that nothing serves and nobody waits for them; a call in flight is waited for all the same."""
     watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
