@@ -67,8 +67,11 @@ class Pulse:
             self._task = asyncio.create_task(self._follow())
 
     def unlisten(self, listener: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Call it no more; a worker that nobody listens to is not asked any more."""
         self._listeners.discard(listener)
+        if not self._listeners and self._task is not None:
+            self._task.cancel()
+            self._task = self._asked = None
 
     @property
     def silent_seconds(self) -> float:

@@ -115,3 +115,21 @@ async def test_a_connection_that_breaks_is_no_silence() -> None:
             worker.error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
             await until(lambda asked=asked: worker.asked >= asked + 3)  # type: ignore[misc] # a default binds the loop's value
     assert not worker.changes
+
+
+async def test_who_nobody_listens_to_is_not_asked() -> None:
+    """A server may turn out to speak another protocol: it is not bothered with this one, until somebody listens again."""
+    worker = Worker()
+    found = Pulse(worker.answer, lambda: worker.owes)
+
+    def listener() -> None:
+        """Hear."""
+
+    found.listen(listener)
+    await until(lambda: worker.asked > 0)
+    found.unlisten(listener)
+    assert found._task is None
+    found.listen(listener)
+    asked = worker.asked
+    await until(lambda: worker.asked > asked)
+    await found.close()
