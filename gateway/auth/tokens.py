@@ -74,7 +74,7 @@ class Tokens:
             return known.principal
         claims = await self._claims(token)
         principal = self._named(claims)
-        self._remember(digest, _Verified(principal, claims["exp"] + self._issuer.leeway_seconds, self.signing.generation))
+        self._remember(digest, _Verified(principal, int(claims["exp"]) + self._issuer.leeway_seconds, self.signing.generation))
         return principal
 
     def _remember(self, digest: bytes, verified: _Verified) -> None:

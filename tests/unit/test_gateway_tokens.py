@@ -136,6 +136,12 @@ async def test_claims_say_what_a_caller_may_do(issuer: Issuer) -> None:
             await door.enter(issuer.token(azp="indexer", **claims))
 
 
+async def test_a_time_in_words_of_digits_is_a_time(issuer: Issuer) -> None:
+    """Some issuers write numbers as strings, which the library accepts."""
+    token = issuer.token(exp=str(int(time.time()) + 60))
+    assert (await Door(configured(issuer)).enter(token)).name == "jwt:alice"
+
+
 async def test_leeway_is_for_clocks_that_differ(issuer: Issuer) -> None:
     """On both ends."""
     token = issuer.token(exp=int(time.time()) - 20)
