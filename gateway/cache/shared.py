@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 0.01
 """How long a request waits for what others may know. Computing a short text takes about as long."""
+FORMAT = 1
+"""Counted up when values are written otherwise: gateways of two versions share no answers then."""
 MOST_UNDER_WAY = 64
 """Batches of answers on their way to the store; more are not sent, so that a slow store cannot fill our memory."""
 
@@ -72,4 +74,4 @@ class Shared:
 
 
 def _name(key: bytes) -> str:
-    return f"{PREFIX}cache:{key.hex()}"
+    return f"{PREFIX}cache:{FORMAT}:{key.hex()}"
