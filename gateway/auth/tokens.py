@@ -136,13 +136,14 @@ _FAULTS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
     (jwt.ImmatureSignatureError, "is not valid yet"),
     (jwt.InvalidAudienceError, "is not meant for this service: its aud is another's"),
     (jwt.InvalidIssuerError, "comes from an issuer that is not accepted here"),
-    (jwt.MissingRequiredClaimError, "lacks a claim that is needed here"),
     (jwt.InvalidSignatureError, "has a signature that is not its issuer's"),
 )
 
 
 def _fault(exc: jwt.PyJWTError) -> str:
     """Say what is wrong with a token in words of ours: the library's may repeat parts of it."""
+    if isinstance(exc, jwt.MissingRequiredClaimError):  # the claim's name is ours: one of those that we require
+        return f"lacks the claim {exc.claim}, which is needed here"
     return next((said for kind, said in _FAULTS if isinstance(exc, kind)), "cannot be read")
 
 

@@ -275,7 +275,7 @@ class Routes:
         pools = [pool for pool in self.pools if pool.route.enabled]
         for name in ("router_upstream_outstanding_tokens", "router_upstream_serving"):
             self._metrics.forget(name)
-        for target in {replica.peer.target for pool in self.pools for replica in pool.replicas}:
+        for target in {replica.peer.target for pool in pools for replica in pool.replicas}:  # of what is switched off nobody need know
             peers = {peer for pool in self.pools for replica in pool.replicas for peer in replica.peers if peer.target == target}
             replicas = [replica for pool in pools for replica in pool.replicas if replica.peer.target == target]
             gauge = self._metrics.gauge("router_upstream_outstanding_tokens", target)

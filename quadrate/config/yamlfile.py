@@ -131,6 +131,8 @@ def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
         return f"{where}: unknown key{_allowed(str(error['loc'][-1]), _keys(schema, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{where}: is missing"
+    if error["type"] == "string_type" and isinstance(error["input"], bool):
+        return f"{where}: must be text, and YAML reads on, off, yes, no, true and false as something else; put the word between quotes"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else error["msg"].removeprefix("Value error, ")
 
 

@@ -182,6 +182,11 @@ def test_a_bad_limit_is_refused() -> None:
     assert "default.capacity" in refusal("default: {capacity: 0, refill_rate: 1}", RateLimitsFile)
 
 
+def test_a_word_that_yaml_takes_for_true_or_false_is_explained() -> None:
+    """Nobody who writes `model: off` has a truth value in mind."""
+    assert refusal(GRPC.replace("model: m", "model: off"), RoutingFile).endswith("put the word between quotes")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A path that is not there is told as it was given."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):

@@ -73,6 +73,12 @@ async def issuer() -> AsyncIterator[Issuer]:
         yield found
 
 
+async def test_the_claim_that_is_missing_is_named(issuer: Issuer) -> None:
+    """Its name is one of those that the file asks for, so nothing of the token is told."""
+    with pytest.raises(Unauthenticated, match="lacks the claim exp, which is needed here"):
+        await Door(configured(issuer)).enter(issuer.token(exp=None))
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the keys be fetched as often as something asks for it."""

@@ -217,6 +217,14 @@ async def test_a_model_that_is_switched_off_does_not_make_its_worker_look_away(o
         assert f'router_upstream_serving{{upstream="{worker.target}"}} 1.0' in door.telemetry.metrics.text().decode()
 
 
+async def test_the_server_of_a_model_that_is_switched_off_has_no_gauge(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """Whoever is woken by a gauge of 0 would be woken for nothing."""
+    off = "{model: another, enabled: false, upstream: {type: openai, url: 'http://127.0.0.1:1'}}"
+    async with open_door(f"embeddings: [{{model: fake, upstream: {{type: grpc, url: 'grpc://{worker.target}'}}}}, {off}]\n") as door:
+        await door.until_serving()
+        assert 'router_upstream_serving{upstream="127.0.0.1:1"}' not in door.telemetry.metrics.text().decode()
+
+
 async def test_an_earlier_deployments_routes_find_our_own_workers(open_door: Callable[..., Any], worker: FakeWorker) -> None:
     """`infinity` and `rerank` name a protocol that our workers do not speak; being asked in ours, they answer."""
     url = f"http://{worker.target}"
