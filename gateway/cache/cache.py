@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from quadrate.telemetry import Metrics
 
 HEADER = "x-quadrate-cache"
-"""What an answer says of itself: `hit`, `partial`, `miss`, or `bypass` where the caller wanted none. Absent where nothing is cached."""
+"""What an answer says of itself: `hit` or `partial`. Absent where all of it was computed: headers go ahead of their answer, in a message of
+their own, and an edge whose gateway is lost between the two cannot ask another one."""
 
 
 class Wish(Enum):

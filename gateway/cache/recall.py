@@ -35,13 +35,13 @@ class Recall:
             return await self._dispatch.send(pool, errand, call)
         wanted = wish(call)
         if wanted is Wish.NONE:
-            call.headers.append((HEADER, "bypass"))
             return await self._dispatch.send(pool, errand, call)
         found: list[bytes | None] = [None] * len(keys)
         if wanted is Wish.USE:
             found = await self._cache.find(pool.alias, keys)
         missing = [place for place, value in enumerate(found) if value is None]
-        call.headers.append((HEADER, "bypass" if wanted is Wish.RENEW else _word(len(missing), len(keys))))
+        if len(missing) < len(keys):
+            call.headers.append((HEADER, "partial" if missing else "hit"))
         return await self._complete(pool, errand, call, keys, found, missing)
 
     async def _complete(
@@ -66,7 +66,3 @@ class Recall:
         whole = kind.together(found, errand)
         whole.timings.CopyFrom(answer.timings)
         return whole
-
-
-def _word(missing: int, items: int) -> str:
-    return "hit" if not missing else "miss" if missing == items else "partial"
