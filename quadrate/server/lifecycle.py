@@ -107,8 +107,10 @@ class Server:
         self._tls = tls
         self._handlers = Handlers(telemetry)
         self._telemetry = telemetry
+        self._readiness = readiness
+        self._ends = False
         self._grpc: grpc.aio.Server | None = None
-        app = application(telemetry.metrics, readiness, http_routes)
+        app = application(telemetry.metrics, self._ready, http_routes)
         self._http = web.AppRunner(
             app, access_log=None, handle_signals=False, max_line_size=HTTP_LINE_BYTES, max_field_size=HTTP_LINE_BYTES
         )
@@ -158,6 +160,7 @@ class Server:
 
     async def stop(self) -> None:
         """Say that nothing serves, take calls for `notice_seconds`, let those in flight finish within `drain_seconds`, close both ports."""
+        self._ends = True
         self._health.fail_all("stopping")
         await self._health.stop()
         server, self._grpc = self._grpc, None  # who stops it twice waits for nothing
@@ -166,6 +169,11 @@ class Server:
             await self._drain(server)
         await self._http.cleanup()
         self._telemetry.traces.shutdown()
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        """Return the report of readiness; once the end has begun it says so, as grpc.health.v1 does."""
+        is_ready, report = self._readiness()
+        return (False, {**report, "status": "unavailable", "reason": "stopping"}) if self._ends else (is_ready, report)
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         """Refuse new calls and let those in flight finish. Watches and idle relays are not waited for: they would go on for ever."""

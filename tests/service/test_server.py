@@ -382,6 +382,9 @@ async def test_calls_are_taken_until_callers_had_time_to_hear_of_the_end(server:
     stopping = asyncio.create_task(server.stop())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert (await stub.Embed(embed_pb2.EmbedRequest(model="late"))).model == "late"
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{server.http_port}/health/ready") as answer:
+        report = await answer.json()
+    assert (answer.status, report["status"], report["reason"]) == (503, "unavailable", "stopping")
     await stopping
     assert (await failure(stub.Embed(embed_pb2.EmbedRequest(model="too late")))).code() is grpc.StatusCode.UNAVAILABLE
 
