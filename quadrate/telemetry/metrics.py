@@ -75,6 +75,8 @@ class Metrics:
         if child is None:
             parent, kept = self._parents[name], self._bounded(name, labels)
             child = parent.labels(*kept) if labels else parent
+            if not labels and isinstance(parent, Gauge):
+                self.registry.register(parent)
             if kept is labels:
                 self._children[key] = child
         return child
@@ -98,5 +100,6 @@ def _build(row: Instrument, registry: CollectorRegistry) -> Any:
     if row.kind == "counter":
         return Counter(row.name, row.help, row.labels, registry=registry)
     if row.kind == "gauge":
-        return Gauge(row.name, row.help, row.labels, registry=registry)
+        # A gauge without labels would say 0 of what is not there: it is shown once somebody states it.
+        return Gauge(row.name, row.help, row.labels, registry=registry if row.labels else None)
     return Histogram(row.name, row.help, row.labels, buckets=row.buckets, registry=registry)

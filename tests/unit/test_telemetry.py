@@ -240,3 +240,11 @@ def test_a_sampler_that_is_not_served_is_refused(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name}: '{value}'"):
         Traces("quadrate-test", SimpleSpanProcessor(exporter))
+
+
+def test_a_gauge_without_labels_is_absent_until_it_is_stated() -> None:
+    """What is not configured is not said to be 0: an alert on 0 would fire for everybody who does not have it."""
+    metrics = Metrics("router")
+    assert b"router_redis_up" not in metrics.text()
+    metrics.gauge("router_redis_up").set(0)
+    assert b"router_redis_up 0.0" in metrics.text()
