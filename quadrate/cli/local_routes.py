@@ -69,4 +69,6 @@ def _at(route: RouteT, addresses: Sequence[str], *, tls: bool) -> RouteT:
 
 
 def _is_here(upstream: Upstream) -> bool:
-    return upstream.type == "grpc" and all(target.rpartition(":")[0] in _LOCAL_NAMES for target in upstream.targets)
+    """Tell whether an upstream is a worker that this command runs. One that has a key or another name for the model is another mesh."""
+    is_ours = upstream.type == "grpc" and not upstream.model and upstream.api_key is None and not upstream.api_key_env
+    return is_ours and all(target.rpartition(":")[0] in _LOCAL_NAMES for target in upstream.targets)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from quadrate.cli import assemble, catalogue, check, logfile, preflight, watch
+from quadrate.cli import assemble, catalogue, check, local_routes, logfile, preflight, watch
 from quadrate.cli.assemble import Options
 from quadrate.cli.banner import command_name
 from quadrate.cli.banner import text as banner_text
 from quadrate.cli.plan import Folder, MeshState, ProcessState
 from quadrate.config.models import FolderSource, ModelsFile
-from quadrate.config.routing import load_routing
+from quadrate.config.routing import EmbeddingRoute, RoutingFile, Upstream, load_routing
 from quadrate.config.shipped import shipped
 from quadrate.config.yamlfile import load
 from quadrate.errors import ConfigError, StoreError
@@ -358,3 +358,12 @@ def test_last_words_are_the_last_fatal_line(tmp_path: Path) -> None:
     log.write_text("Traceback\n")
     assert logfile.last_words(log) == ""
     assert logfile.last_words(tmp_path / "none.log") == ""
+
+
+@pytest.mark.parametrize("there", [{"model": "minilm"}, {"api_key_env": "KEY_THERE"}])
+def test_another_mesh_on_this_machine_is_none_of_our_workers(there: dict[str, str]) -> None:
+    """A model that has another name there, or a key, needs no card here and keeps its address."""
+    upstream = Upstream(type="grpc", url="grpc://127.0.0.1:18000", **there)
+    routing = RoutingFile(embeddings=(EmbeddingRoute(model="far", upstream=upstream),))
+    assert local_routes.served_here(routing.embeddings, ModelsFile(models={}), "embed") == ()
+    assert local_routes.localised(routing, embed=["127.0.0.1:7997"], rerank=["127.0.0.1:9002"]) == routing
