@@ -52,7 +52,9 @@ class Recall:
         rest = kind.narrow(errand, missing) if errand.method == "rerank" or len(missing) < len(keys) else errand
         if not missing:
             await self._dispatch.charge(pool, rest, call)
-            return kind.together(found, errand)
+            known = kind.together(found, errand)
+            known.timings.queue_seconds = known.timings.inference_seconds = 0.0
+            return known
         answer = await self._dispatch.send(pool, rest, call)
         values = kind.apart(answer)
         if len(values) != len(missing):

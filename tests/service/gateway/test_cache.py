@@ -64,6 +64,7 @@ async def test_a_text_is_computed_once(cached: Door, worker: FakeWorker) -> None
     asked = asked_of(worker)
     second, word = await told(cached.embed.Embed(embed("abc")))
     assert (word, asked_of(worker)) == ("hit", asked)
+    assert [second.timings.HasField(name) for name in ("queue_seconds", "inference_seconds", "total_seconds")] == [True] * 3
     for answer in (first, second):
         answer.ClearField("timings")
     assert first == second
