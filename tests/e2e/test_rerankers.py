@@ -49,7 +49,7 @@ def pairs(start_mesh: StartMesh, tmp_path_factory: pytest.TempPathFactory) -> It
         upstream = {"type": "grpc", "url": "grpc://127.0.0.1:9002"}
         routing["rerank"].append({"model": alias, "served_name": f"tests/{alias}", "upstream": upstream})
     catalogue = yaml.safe_load(shipped("configs/models.yaml").read_text())["models"]
-    wanted = {route["model"] for route in (*routing["embeddings"], *routing["rerank"])}
+    wanted = {route["model"] for route in (*routing["embeddings"], *routing["rerank"]) if route.get("enabled", True)}
     config = folder / "config"
     config.mkdir()
     for path in shipped("configs").glob("*.yaml"):
@@ -58,7 +58,8 @@ def pairs(start_mesh: StartMesh, tmp_path_factory: pytest.TempPathFactory) -> It
     models |= {alias: {key: value for key, value in catalogue[alias].items() if key != "golden"} for alias in wanted - set(models)}
     (config / "models.yaml").write_text(yaml.safe_dump({"models": models}))
     (config / "routing.yaml").write_text(yaml.safe_dump(routing))
-    with start_mesh("--config", str(config), environment={"RERANK_MODEL_MAPPING": '{"our-reranker": "cross"}'}) as found:
+    environment = {"RERANK_MODEL_MAPPING": '{"our-reranker": "cross"}', "ROUTER_CACHE_MAX_BYTES": "0"}  # ways are compared by computing
+    with start_mesh("--config", str(config), environment=environment) as found:
         yield found
 
 
