@@ -229,11 +229,23 @@ NATIVE_EMBEDS = (
     Row("nested 20,000 deep", b'{"model": "minilm", "inputs": ' + NOT_A_LEVEL + b"}", None, "invalid_value", over_grpc=False),
     Row("a lone surrogate", rb'{"model": "minilm", "inputs": [{"text": "\ud800"}]}', None, "invalid_value", over_grpc=False),
     Row("invalid UTF-8", b'{"model": "minilm", "inputs": [{"text": "\xff"}]}', None, "invalid_value", over_grpc=False),
-    Row("strings as inputs", {**MODEL, "inputs": ["hello"]}, None, "invalid_value", over_grpc=False),
-    Row("a number as model", {**TEXTS, "model": 5}, None, "invalid_value", over_grpc=False),
-    Row("a token id beyond 64 bits", {**MODEL, "inputs": [{"token_ids": {"ids": [2**70]}}]}, None, "invalid_value", over_grpc=False),
-    Row("a token id that is no integer", {**MODEL, "inputs": [{"token_ids": {"ids": [1.5]}}]}, None, "invalid_value", over_grpc=False),
-    Row("an unknown truncation", {**TEXTS, "truncation": "MIDDLE"}, None, "invalid_value", over_grpc=False),
+    Row("strings as inputs", {**MODEL, "inputs": ["hello"]}, "inputs[0]", "invalid_value", over_grpc=False),
+    Row("a number as model", {**TEXTS, "model": 5}, "model", "invalid_value", over_grpc=False),
+    Row(
+        "a token id beyond 64 bits",
+        {**MODEL, "inputs": [{"token_ids": {"ids": [2**70]}}]},
+        "inputs[0].token_ids.ids[0]",
+        "invalid_value",
+        over_grpc=False,
+    ),
+    Row(
+        "a token id that is no integer",
+        {**MODEL, "inputs": [{"token_ids": {"ids": [1.5]}}]},
+        "inputs[0].token_ids.ids[0]",
+        "invalid_value",
+        over_grpc=False,
+    ),
+    Row("an unknown truncation", {**TEXTS, "truncation": "MIDDLE"}, "truncation", "invalid_value", over_grpc=False),
 )
 
 NATIVE_RERANKS = (
@@ -247,7 +259,7 @@ NATIVE_RERANKS = (
     Row("top_n above max_top_k", {**PAIRS, "top_n": 51}, "top_n", "invalid_value"),
     Row("an unknown model", {**PAIRS, "model": "nope"}, "model", "model_not_found", 404),
     Row("a model of the other task", {**PAIRS, "model": "minilm"}, "model", "model_not_found", 404),
-    Row("strings as documents", {**RERANK, "documents": ["an apple"]}, None, "invalid_value", over_grpc=False),
+    Row("strings as documents", {**RERANK, "documents": ["an apple"]}, "documents[0]", "invalid_value", over_grpc=False),
 )
 
 
