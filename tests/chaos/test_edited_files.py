@@ -71,7 +71,7 @@ async def test_edits_of_every_file_fail_no_call(start_mesh: StartMesh, length: C
         kept = {path.name: path.read_text() for path in mesh.configs.glob("*.yaml")}
         ways = (Rest(mesh.url, headers={"authorization": f"Bearer {KEY}"}), Grpc(mesh.edge, metadata=(("x-api-key", KEY),)))
         async with Load(*ways, callers=8) as load:
-            for name, text in itertools.islice(edits(mesh), length(30, 600)):
+            for name, text in itertools.islice(edits(mesh), length(18, 600)):
                 mesh.write_config(name, text)
                 await load.seconds(1)
             for name, text in kept.items():

@@ -143,7 +143,7 @@ def taken(mesh: ChaosMesh) -> dict[str, tuple[int, int]]:
 
 async def test_no_process_grows_under_mixed_load(start_mesh: StartMesh, length: Callable[[float, float], float]) -> None:
     """Every kind of call, right and wrong, in ever new connections: what memory and descriptors were at first they are at the end."""
-    warm_seconds, seconds = length(30.0, 300.0), length(60.0, 3600.0)
+    warm_seconds, seconds = length(20.0, 300.0), length(30.0, 3600.0)
     shape = {"model": True, "rerank_workers": 1, "environment": {"ROUTER_CACHE_MAX_BYTES": str(CACHE_BYTES)}}
     with start_mesh(**shape, configs={"auth.yaml": "allow_anonymous_without_api_keys: true"}) as mesh:
         looks: list[dict[str, tuple[int, int]]] = []

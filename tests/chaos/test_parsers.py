@@ -25,7 +25,7 @@ def test_no_bytes_break_a_parser(target: str, tmp_path: Path, length: Callable[[
     """So many inputs, each made of those before that reached something new."""
     limits = (
         f"-runs={length(20_000, 2_000_000)}",
-        f"-max_total_time={length(8, 600)}",
+        f"-max_total_time={length(5, 600)}",
         f"-max_len={LARGEST_BYTES}",
         "-seed=1",
         "-timeout=20",
