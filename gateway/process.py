@@ -52,14 +52,7 @@ class Gateway:
         configuration = Configuration.load(settings)
         self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings))
         self.redis = _redis(settings, telemetry)
-        self.quotas = Quotas(
-            configuration.limits,
-            configuration.auth,
-            redis=self.redis,
-            metrics=telemetry.metrics,
-            gateways=settings.gateways,
-            gateways_at_least=len(settings.metrics_peers) or 1,
-        )
+        self.quotas = self._quotas(configuration)
         self.room = Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20)
         self._admission = Admission(
             Authenticator(configuration.auth, telemetry.metrics),
@@ -94,6 +87,16 @@ class Gateway:
             drain_seconds=settings.drain_seconds,
             notice_seconds=settings.drain_notice_seconds,
             tls=settings.tls,
+        )
+
+    def _quotas(self, configuration: Configuration) -> Quotas:
+        return Quotas(
+            configuration.limits,
+            configuration.auth,
+            redis=self.redis,
+            metrics=self._metrics,
+            gateways=self.settings.gateways,
+            gateways_at_least=len(self.settings.metrics_peers) or 1,
         )
 
     def _services(self, admission: Admission) -> list[Service]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from gateway.quotas.rules import SECOND_US, Rule
@@ -13,6 +13,7 @@ from quadrate.config.rate_limits import limits_by_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.quotas.rules import Kind
     from quadrate.config.auth import AuthFile
     from quadrate.config.rate_limits import Limit, ModelLimit, RateLimitsFile
 
@@ -85,45 +86,15 @@ def _plan(name: str, alias: str, limit: Limit | None) -> Plan:
 
 def _rules(limit: ModelLimit, name: str, model: str) -> Iterator[Rule]:
     key = f"{PREFIX}quota:{quote(name, safe='')}:{quote(model, safe='')}"
+
+    def rule(what: str, kind: Kind, counts: Literal["requests", "tokens"], most: int, each: float = 1.0) -> Rule:
+        return Rule(kind=kind, key=f"{key}:{what}", name=what, model=model, counts=counts, capacity=most, largest=most, each=each)
+
     if limit.capacity is not None and limit.refill_rate is not None:
-        yield Rule(
-            kind="bucket",
-            key=f"{key}:requests",
-            name="requests",
-            model=model,
-            counts="requests",
-            capacity=limit.capacity,
-            largest=limit.capacity,
-            each=SECOND_US / limit.refill_rate,
-        )
+        yield rule("requests", "bucket", "requests", limit.capacity, SECOND_US / limit.refill_rate)
     if limit.tokens_per_minute is not None:
-        yield Rule(
-            kind="bucket",
-            key=f"{key}:tokens_per_minute",
-            name="tokens_per_minute",
-            model=model,
-            counts="tokens",
-            capacity=limit.tokens_per_minute,
-            largest=limit.tokens_per_minute,
-            each=_MINUTE_US / limit.tokens_per_minute,
-        )
+        yield rule("tokens_per_minute", "bucket", "tokens", limit.tokens_per_minute, _MINUTE_US / limit.tokens_per_minute)
     if limit.tokens_per_day is not None:
-        yield Rule(
-            kind="day",
-            key=f"{key}:tokens_per_day",
-            name="tokens_per_day",
-            model=model,
-            counts="tokens",
-            capacity=limit.tokens_per_day,
-            largest=limit.tokens_per_day,
-        )
+        yield rule("tokens_per_day", "day", "tokens", limit.tokens_per_day)
     if limit.concurrent_requests is not None:
-        yield Rule(
-            kind="leases",
-            key=f"{key}:concurrent_requests",
-            name="concurrent_requests",
-            model=model,
-            counts="requests",
-            capacity=limit.concurrent_requests,
-            largest=limit.concurrent_requests,
-        )
+        yield rule("concurrent_requests", "leases", "requests", limit.concurrent_requests)

@@ -1,6 +1,6 @@
 """Mixed load for a long time: nothing fails that should not, and no process grows.
 
-An hour by QUADRATE_CHAOS=full; a minute and a half otherwise, which finds what leaks with every request.
+An hour by QUADRATE_CHAOS=full; less than a minute otherwise, which finds what leaks with every request.
 """
 
 from __future__ import annotations
