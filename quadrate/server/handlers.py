@@ -85,7 +85,7 @@ class Handlers:
                 _check(request, call)
                 answer = await handler(request, call)
                 data: bytes = answer if type(answer) is bytes else answer.SerializeToString()
-                await _send_headers(call, context)
+                _leave_headers(call, context)
             except BaseException as exc:
                 await self._fail(call, exc, context, size)
                 raise
@@ -241,16 +241,16 @@ async def read_one(context: Any) -> tuple[Any, int]:
     return None, 0
 
 
-async def _send_headers(call: Call, context: Any) -> None:
-    """Send the answer's headers.
+def _leave_headers(call: Call, context: Any) -> None:
+    """Leave the answer's headers to be sent with it, at its end.
 
-    Sending them ahead is a message of its own and costs as much as the rest of this module, so the request id alone goes after the answer
-    (the edge gives REST callers theirs). Headers that REST callers must see cannot: the transcoder drops what comes after a good answer.
+    Sent ahead they would be a message of their own. That costs as much as the rest of this module; and a gateway that is killed between the
+    two has begun to answer, so that the edge cannot ask another one. Of what comes after an answer the edge gives REST callers the status
+    alone, with the sentence that belongs to it: so headers for them travel in that sentence, and the edge takes them out.
     """
-    if call.headers:
-        await context.send_initial_metadata((*call.headers, ("x-request-id", call.request_id)))
-    else:
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
+    context.set_trailing_metadata((*call.headers, ("x-request-id", call.request_id)))
+    if call.headers and call.surface == "rest":
+        context.set_details(";".join(f"{name}={value}" for name, value in call.headers))
 
 
 def _parser(message_class: Any) -> Callable[[bytes], tuple[Any, int]]:

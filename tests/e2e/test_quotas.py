@@ -103,11 +103,11 @@ def test_a_request_that_no_waiting_lets_pass_is_wrong(mesh: Mesh) -> None:
 
 
 def test_grpc_callers_read_the_same_through_the_edge(mesh: Mesh) -> None:
-    """Initial metadata of a good answer."""
+    """Trailing metadata of a good answer."""
     with grpc.insecure_channel(mesh.edge) as channel:
         request = embed_pb2.EmbedRequest(model="minilm", inputs=[options_pb2.Input(text="a text")])
         _, call = embed_pb2_grpc.EmbedServiceStub(channel).Embed.with_call(request, metadata=(("x-api-key", "key-of-watched"),), timeout=30)
-        told: dict[str, Any] = dict(call.initial_metadata())
+        told: dict[str, Any] = dict(call.trailing_metadata())
         assert told["x-ratelimit-limit-requests"] == "50"
 
 

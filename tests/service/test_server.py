@@ -161,11 +161,12 @@ async def test_every_answer_carries_the_request_id(stub: Any) -> None:
     assert len(made) == 32
 
 
-async def test_headers_of_a_good_answer_go_ahead_of_it(stub: Any) -> None:
-    """REST callers see only what is sent before the answer."""
+async def test_headers_of_a_good_answer_come_with_it(stub: Any) -> None:
+    """Nothing goes ahead: an answer is there as a whole or not at all, so that one that is lost can be asked for again."""
     call = stub.Embed(embed_pb2.EmbedRequest(model="headers"))
     await call
-    assert ("x-ratelimit-limit-requests", "60") in list(await call.initial_metadata())
+    assert ("x-ratelimit-limit-requests", "60") in list(await call.trailing_metadata())
+    assert list(await call.initial_metadata()) == []
 
 
 async def test_an_error_is_a_status_with_details_and_nothing_before_it(stub: Any) -> None:

@@ -43,8 +43,8 @@ def rerank(*documents: str, **form: Any) -> rerank_pb2.RerankRequest:
 
 async def told(call: Any) -> tuple[Any, str | None]:
     """Return an answer, and what it says of the cache."""
-    headers = dict(await call.initial_metadata())
-    return await call, headers.get("x-quadrate-cache")
+    answer = await call
+    return answer, dict(await call.trailing_metadata()).get("x-quadrate-cache")
 
 
 def asked_of(worker: FakeWorker) -> int:
@@ -147,8 +147,8 @@ async def test_a_hit_is_charged_as_a_request_and_no_tokens(open_door: Callable[.
         left = []
         for _ in range(2):
             call = door.embed.Embed(embed("abcdefgh"))
-            headers = dict(await call.initial_metadata())
             await call
+            headers = dict(await call.trailing_metadata())
             left.append((int(headers["x-ratelimit-remaining-requests"]), int(headers["x-ratelimit-remaining-tokens"])))
     assert left[0][0] - left[1][0] == 1
     assert left[1][1] >= left[0][1]

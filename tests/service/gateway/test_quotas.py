@@ -45,7 +45,7 @@ def bucket(capacity: int, refill_rate: float = SLOW, **more: Any) -> str:
 async def answered(call: Any) -> dict[str, str]:
     """Await a call that must succeed, and return the limits that its headers tell, without `x-ratelimit-`."""
     await call
-    return ratelimit(await call.initial_metadata())
+    return ratelimit(await call.trailing_metadata())
 
 
 def ratelimit(metadata: Any) -> dict[str, str]:
@@ -139,7 +139,7 @@ async def test_tokens_are_charged_as_the_model_reads_them(limited: Any) -> None:
         request = rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=[options_pb2.Input(text="dog cat")] * 5)
         call = door.rerank.Rerank(request, metadata=ALICE)
         answer = await call
-        assert ratelimit(await call.initial_metadata())["remaining-tokens"] == str(1000 - answer.usage.tokens)
+        assert ratelimit(await call.trailing_metadata())["remaining-tokens"] == str(1000 - answer.usage.tokens)
         body = {"model": "fake", "input": ["cat", "dog"]}
         await door.post(door.openai.CreateEmbedding, body, metadata=BOB)
         left = await answered(door.embed.Embed(cats(), metadata=BOB))
