@@ -1,60 +1,38 @@
-"""One model at one worker: whether it serves, and calls to it.
+"""One model at one worker: what is known of it, and calls to it.
 
-    away ──(the worker lists the model; its health says SERVING; its tokenizer is here)──► serving
-      ▲                                                                                      │
-      └──────────(health says something else, or the connection is lost)─────────────────────┘
+    away ──(serves)──► serving ──(renewed)──► serving
+      ▲                   │
+      └──────(away)───────┘
 
-A Watch stream is open as long as the connection is, so a worker that ends or stops serving is left at once. A model that is loaded again
-serves all the while: its card is asked for every second.
+What is so is found out by a Follower, which says it here. Calls say in passing how the worker does: what it had no room for, how long it
+took, and what it failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
-import re
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-
 from gateway.overload.refusals import Refusals
-from gateway.upstreams.facts import Facts, PeerAway
-from gateway.upstreams.http.answers import PROVIDER
-from gateway.upstreams.http.peer import facts_of_card
 from gateway.upstreams.outliers import Record
 from gateway.upstreams.peers import Lost
-from gateway.upstreams.tokenizers import TokenizerError
 from quadrate.errors import DeadlineExceeded, Internal, ModelNotFound, Overloaded, QuadrateError, Unavailable
-from quadrate.pairs import PairLayout
 from quadrate.server.call import standing_headers
 from quadrate.telemetry import log
-from quadrate.v1 import model_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from gateway.upstreams.errand import Errand
+    from gateway.upstreams.facts import Facts
     from gateway.upstreams.http.peer import HttpPeer
     from gateway.upstreams.peers import Peer
-    from gateway.upstreams.tokenizers import Tokenizers
     from quadrate.config.routing import Route, Upstream
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
 
     AnyPeer = Peer | HttpPeer
-
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 1.0
-REFRESH_SECONDS = 1.0
-"""How often a serving model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
-_HTTP1 = "http1"
-"""What gRPC says where somebody answers in HTTP/1: `Trying to connect an http1.x server`."""
-_HANDSHAKE = re.compile(r"Tls handshake failed.*?OPENSSL_internal:([A-Z0-9_]+(: [a-z ]+)?)")
-_NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
 
 
 class TooSlow(DeadlineExceeded):
@@ -106,7 +84,6 @@ class Replica:
         """When it last gave an answer, or began to serve."""
         self.doubt = ""
         """Why it is not believed to answer, although its worker says that it serves; empty if it is."""
-        self._is_healthy = False
         self._under_way: set[asyncio.Task[Any]] = set()
         self._let_go: set[asyncio.Task[Any]] = set()
         self._metrics = metrics
@@ -130,6 +107,44 @@ class Replica:
         """Tell that it serves otherwise than before."""
         self._changed(self)
 
+    def serves(self, facts: Facts) -> None:
+        """Take note that it serves from now on, and what requests are read by. What was held against it is forgotten."""
+        self.facts, self.reason = facts, ""
+        self.record.forget()
+        self.answered_at, self.doubt = time.monotonic(), ""
+        log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=facts.card.revision)
+        self.changed()
+
+    def renewed(self, facts: Facts) -> None:
+        """Take note that it has loaded the model again, and serves it."""
+        self.facts, self.former = facts, self.facts
+        log.info("upstream serves another revision", model=self.route.model, upstream=self.peer.target, revision=facts.card.revision)
+        self.changed()
+
+    def away(self, reason: str) -> None:
+        """Take note of why it does not serve."""
+        served, self.facts = self.facts is not None, None
+        if served:  # otherwise the stream carries other models of the worker
+            self.peer.retire()
+        if served or reason != self.reason:
+            log.warn("upstream is away", model=self.route.model, upstream=self.peer.target, reason=reason)
+        self.reason = reason
+        if served:
+            self.changed()
+
+    def fell_silent(self) -> None:
+        """Take note that it does not answer, though it serves."""
+        seconds = self.peer.pulse.silent_seconds
+        self._metrics.counter("router_upstream_ejections_total", self.peer.target, self.route.model, "silent").inc()
+        log.warn("upstream does not answer", model=self.route.model, upstream=self.peer.target, seconds=round(seconds, 2))
+
+    def speaks(self, peer: AnyPeer) -> None:
+        """Take note of the protocol that it speaks, which is that of one of its `peers`."""
+        self.peer = peer
+        if self.protocol != peer.protocol:
+            self.protocol = peer.protocol
+            log.info("upstream speaks", model=self.route.model, upstream=peer.target, protocol=peer.protocol)
+
     def doubted(self, reason: str) -> None:
         """Take note of why it is not believed to answer; empty if it is. Its next answer ends the doubt."""
         if self.doubt == reason:
@@ -147,69 +162,6 @@ class Replica:
                 self._let_go.add(task)
                 task.cancel()
         self._under_way.clear()
-
-    async def follow(self, tokenizers: Tokenizers) -> None:
-        """Keep `facts` true for as long as the task runs."""
-        self.peer.pulse.listen(self._hear)
-        try:
-            await self._follow(tokenizers)
-        finally:
-            self.peer.pulse.unlisten(self._hear)
-
-    def _hear(self) -> None:
-        """Take note that the worker became silent, or is heard again."""
-        pulse = self.peer.pulse
-        if self.facts is not None and pulse.is_suspect and not pulse.is_stuck:
-            self._metrics.counter("router_upstream_ejections_total", self.peer.target, self.route.model, "silent").inc()
-            log.warn("upstream does not answer", model=self.route.model, upstream=self.peer.target, seconds=round(pulse.silent_seconds, 2))
-        if self.facts is not None and pulse.is_stuck:
-            self._away("it does not answer, though its connection is open")
-        self.changed()
-
-    async def _follow(self, tokenizers: Tokenizers) -> None:
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                card = await self._find() if await self._meet() else None
-                if card is not None and await self._watch(card.name, tokenizers):
-                    pause = FIRST_PAUSE_SECONDS
-            except grpc.aio.AioRpcError as exc:
-                self._away(self._explain(exc))
-            except (TokenizerError, PeerAway) as exc:
-                self._away(str(exc))
-            except Exception as exc:  # noqa: BLE001 - whatever a worker says, it is told and asked again
-                self._away(f"what it answers cannot be understood ({type(exc).__name__})")
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, guards nothing
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    async def _meet(self) -> bool:
-        """Find out which protocol the server speaks, if that is not sure; tell whether it answers."""
-        if len(self.peers) == 1:
-            return True
-        reasons = []
-        for peer in self.peers:
-            try:
-                await peer.models()
-            except grpc.aio.AioRpcError as exc:
-                reasons.append(self._explain(exc))
-            except (TokenizerError, PeerAway) as exc:
-                reasons.append(str(exc))
-            else:
-                self._speak(peer)
-                return True
-        over_grpc, over_http = reasons
-        same = over_http == "cannot be reached"
-        self._away(over_http if same else f"over HTTP {over_http}; and {over_grpc}")
-        return False
-
-    def _speak(self, peer: AnyPeer) -> None:
-        if peer is not self.peer:
-            self.peer.pulse.unlisten(self._hear)
-            self.peer = peer
-            peer.pulse.listen(self._hear)
-        if self.protocol != peer.protocol:
-            self.protocol = peer.protocol
-            log.info("upstream speaks", model=self.route.model, upstream=peer.target, protocol=peer.protocol)
 
     async def send(self, errand: Errand, call: Call) -> Any:
         """Call the worker and return its answer.
@@ -282,132 +234,3 @@ class Replica:
         if self._timeout_seconds is None:
             return left
         return self._timeout_seconds if left is None else min(left, self._timeout_seconds)
-
-    async def _find(self, *, max_age_seconds: float = 0.0) -> model_pb2.Model | None:
-        """Return the worker's card of the route's model, by alias or else by served name."""
-        cards = [card for card in await self.peer.models(max_age_seconds=max_age_seconds) if card.task == self.task]
-        there = self.upstream.model if self.peer.protocol == "grpc" else ""  # an HttpPeer's card has the route's name
-        alias, names = there or self.route.model, (there,) if there else self.route.names
-        for card in (*cards, *(card for card in cards if card.served_name in names)):
-            if card.name == alias or card.served_name in names:
-                return card
-        known = ", ".join(sorted(card.name for card in cards)) or "none"
-        self._away(f"the worker does not have this model; its models for the task: {known}")
-        return None
-
-    async def _watch(self, name: str, tokenizers: Tokenizers) -> bool:
-        """Follow the model's health until the worker forgets it or is lost; tell whether it was serving meanwhile."""
-        served = False
-        async with self._refreshed(tokenizers), contextlib.aclosing(self.peer.health(f"model/{name}")) as statuses:
-            async for status in statuses:
-                self._is_healthy = status == HealthCheckResponse.SERVING
-                if status == HealthCheckResponse.SERVING:
-                    served = await self._serve(tokenizers) or served
-                elif status == HealthCheckResponse.SERVICE_UNKNOWN:
-                    self._away("the worker's health does not know this model yet")
-                    return served
-                else:
-                    await self._find_reason()
-        self._away("its connection was closed")
-        return served
-
-    @contextlib.asynccontextmanager
-    async def _refreshed(self, tokenizers: Tokenizers) -> AsyncIterator[None]:
-        """Ask for the card of the model now and then, while it serves."""
-        task = asyncio.create_task(self._refresh(tokenizers))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _refresh(self, tokenizers: Tokenizers) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            self.former = None
-            try:
-                if self.facts is not None:
-                    await self._take_changes(self.facts, tokenizers)
-                elif self._is_healthy:  # what it said a while ago could not be used
-                    await self._serve(tokenizers)
-            except grpc.aio.AioRpcError:
-                continue  # the Watch tells if it is lost
-            except (TokenizerError, PeerAway) as exc:
-                self._away(str(exc))
-            except Exception as exc:  # noqa: BLE001 - as in `follow`
-                self._away(f"what it answers cannot be understood ({type(exc).__name__})")
-
-    async def _take_changes(self, before: Facts, tokenizers: Tokenizers) -> None:
-        card = await self._find(max_age_seconds=REFRESH_SECONDS / 2)
-        if card is None or card.state != model_pb2.MODEL_STATE_READY or _lasting(card) == _lasting(before.card):
-            return
-        after = await self._read(card, tokenizers)
-        if self.facts is before:  # the Watch may have told something newer meanwhile
-            self.facts, self.former = after, before
-            log.info("upstream serves another revision", model=self.route.model, upstream=self.peer.target, revision=card.revision)
-            self._changed(self)
-
-    async def _serve(self, tokenizers: Tokenizers) -> bool:
-        card = await self._find()
-        if card is None:
-            return False
-        self.facts = await self._read(card, tokenizers)
-        self.reason = ""
-        self.record.forget()
-        self.answered_at, self.doubt = time.monotonic(), ""
-        log.info("upstream serves", model=self.route.model, upstream=self.peer.target, revision=card.revision)
-        self._changed(self)
-        return True
-
-    async def _read(self, card: model_pb2.Model, tokenizers: Tokenizers) -> Facts:
-        """Return what requests for a card's model are read by. Raises TokenizerError, PeerAway, grpc.aio.AioRpcError."""
-        if self.peer.protocol == "http":
-            return await self.peer.facts()
-        if card.provider == PROVIDER:  # another mesh, which has it from such a server
-            return await facts_of_card(card, partial(tokenizers.of, card, self.peer))
-        return Facts(card, await tokenizers.of(card, self.peer), _pair(card))
-
-    async def _find_reason(self) -> None:
-        self._away("its health says that it does not serve")
-        card = await self._find()
-        if card is not None and card.state_reason:
-            self.reason = card.state_reason
-
-    def _away(self, reason: str) -> None:
-        served, self.facts = self.facts is not None, None
-        if served:  # otherwise the stream carries other models of the worker
-            self.peer.retire()
-        if served or reason != self.reason:
-            log.warn("upstream is away", model=self.route.model, upstream=self.peer.target, reason=reason)
-        self.reason = reason
-        if served:
-            self._changed(self)
-
-    def _explain(self, error: grpc.aio.AioRpcError) -> str:
-        """Say why the worker cannot be asked."""
-        text = error.details() or error.code().name
-        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and any(word in text.lower() for word in _NOT_REACHED)
-        if unreached or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return "cannot be reached"
-        if broken := _HANDSHAKE.search(text):
-            return f"the TLS handshake failed: {broken[1]}"
-        if _HTTP1 in text.lower():
-            return "it does not speak quadrate.v1 over gRPC; if it is a server with an HTTP API, say type: openai"
-        return f"{error.code().name}: {text[:200]}"
-
-
-def _pair(card: model_pb2.Model) -> PairLayout | None:
-    """Return how a card's model reads pairs. Raises TokenizerError."""
-    try:
-        return PairLayout.of(card.pair) if card.HasField("pair") else None
-    except ValueError as exc:
-        raise TokenizerError(f"its card says wrongly how it reads a query and a document together: {exc}") from exc
-
-
-def _lasting(card: model_pb2.Model) -> model_pb2.Model:
-    """Return a card without what changes while the next revision is loaded."""
-    found = model_pb2.Model()
-    found.CopyFrom(card)
-    found.ClearField("state_reason")
-    found.ClearField("load_progress")
-    return found

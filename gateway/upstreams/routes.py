@@ -15,6 +15,7 @@ import gc
 from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
 
+from gateway.upstreams.follower import Follower
 from gateway.upstreams.http.options import OverHttp
 from gateway.upstreams.http.peer import HttpPeer
 from gateway.upstreams.http.tokenizers import NamedTokenizers
@@ -212,7 +213,7 @@ class Routes:
         for pool in pools:
             for replica in pool.replicas if pool.route.enabled else ():
                 if replica not in self._following:
-                    self._following[replica] = asyncio.create_task(replica.follow(self._tokenizers))
+                    self._following[replica] = asyncio.create_task(Follower(replica, self._tokenizers).run())
 
     async def _warm_up(self, new: Iterable[Pool]) -> None:
         """Wait until each new pool serves under whose names another serves now."""
