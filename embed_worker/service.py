@@ -153,6 +153,7 @@ def _provenance(model: Model, prompt: str, wanted: Wanted) -> options_pb2.Proven
         precision=precision_of(model),
         provider=model.session.provider,
         pooling=pooling_name(model),
+        fingerprint=model.fingerprint,
         normalized=wanted.normalize if DENSE in wanted.outputs else None,
     )
 

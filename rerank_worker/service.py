@@ -145,6 +145,7 @@ def _provenance(request: RerankRequest, model: Model) -> options_pb2.Provenance:
         precision=precision_of(model),
         provider=model.session.provider,
         pooling=pooling_name(model),
+        fingerprint=model.fingerprint,
     )
 
 

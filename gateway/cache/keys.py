@@ -22,32 +22,20 @@ DIGEST_BYTES = 16
 
 
 def maker(card: Model, *, scope: str = "") -> bytes | None:
-    """Return what stands for a model as it computes now; None if it cannot say which revision it has, so that nothing can be known of it.
+    """Return what stands for a model as it computes now; None if it cannot say how, so that nothing can be known of it.
 
-    Two models of one revision may be read, pooled or compared otherwise by their cards, and a card does not tell all of that: so its name
-    counts, too. `scope` sets apart those who are not to share answers.
+    The fingerprint holds what its catalogue and its files say, its worker's settings the rest. `scope` sets apart those who are not to
+    share answers.
     """
-    if not card.revision:
+    if not card.revision or not card.fingerprint:
         return None
-    return _digest(
-        card.name,
-        card.task,
-        card.revision,
-        card.tokenizer_sha256,
-        card.precision,
-        card.provider,
-        card.pooling,
-        card.activation,
-        card.normalized,
-        card.pair.SerializeToString(),
-        scope,
-    )
+    return _digest(card.task, card.revision, card.fingerprint, card.tokenizer_sha256, card.precision, card.provider, scope)
 
 
 def is_made_by(provenance: Provenance, card: Model) -> bool:
-    """Tell whether an answer comes from the model that the card describes: another replica may be ahead of it by a revision."""
-    made = (provenance.revision, provenance.precision, provenance.provider, provenance.pooling)
-    return made == (card.revision, card.precision, card.provider, card.pooling)
+    """Tell whether an answer comes from the model that the card describes: another replica may be ahead of it by a revision or an edit."""
+    made = (provenance.revision, provenance.fingerprint, provenance.precision, provenance.provider)
+    return made == (card.revision, card.fingerprint, card.precision, card.provider)
 
 
 def of_texts(model: bytes, request: EmbedRequest) -> Iterator[bytes]:

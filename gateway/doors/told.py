@@ -34,7 +34,7 @@ def http_body(data: bytes) -> HttpBody:
 
 
 def provenance(message: Provenance) -> orjson.Fragment:
-    """Return where an answer came from, as JSON: revision, prompt, precision, provider, pooling, normalized (for embeddings)."""
+    """Return where an answer came from, as JSON: all that a Provenance has, `normalized` for embeddings alone."""
     return _provenance(message.SerializeToString())
 
 
@@ -48,6 +48,7 @@ def _provenance(data: bytes) -> orjson.Fragment:
         "precision": _PRECISIONS.get(message.precision, ""),
         "provider": message.provider,
         "pooling": message.pooling,
+        "fingerprint": message.fingerprint,
     }
     if message.HasField("normalized"):
         found["normalized"] = message.normalized

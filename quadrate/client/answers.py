@@ -41,7 +41,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made an answer. `precision` is `exact`, `fast`, `small`, or empty where the server does not say."""
+    """What made an answer. `precision` is `exact`, `fast`, `small`, or empty where the server does not say.
+
+    `fingerprint` stands for the model's card and files, so far as vectors depend on them; empty where the server does not say.
+    """
 
     revision: str
     prompt: str
@@ -49,6 +52,7 @@ class Provenance:
     provider: str
     pooling: str
     normalized: bool
+    fingerprint: str = ""
 
     @classmethod
     def of(cls, message: options_pb2.Provenance) -> Self:
@@ -60,6 +64,7 @@ class Provenance:
             message.provider,
             message.pooling,
             message.normalized,
+            message.fingerprint,
         )
 
     def check_comparable(self, other: Provenance) -> None:
@@ -296,6 +301,7 @@ class Model:
     load_progress: float | None
     memory_mib: int | None
     activation: str
+    fingerprint: str
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> Self:

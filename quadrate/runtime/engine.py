@@ -13,6 +13,7 @@ from quadrate.errors import ConfigError, Overloaded, Unavailable
 from quadrate.runtime import folder, golden
 from quadrate.runtime.batching import Waste
 from quadrate.runtime.cost import CostModel, Shape
+from quadrate.runtime.fingerprint import fingerprint
 from quadrate.runtime.graphs import build
 from quadrate.runtime.jobs import Lane
 from quadrate.runtime.packing import Reading
@@ -57,6 +58,7 @@ class Model:
         card: What the catalogue says.
         facts: What card and folder say together.
         revision: What answers name.
+        fingerprint: What they depend on; see quadrate.runtime.fingerprint.
         tokenizer: Reads texts as the model does.
         session: Runs it.
         precision: The class of arithmetic it runs in.
@@ -69,6 +71,7 @@ class Model:
     card: ModelCard
     facts: Facts
     revision: str
+    fingerprint: str
     tokenizer: TextTokenizer
     session: Session
     precision: Precision
@@ -98,10 +101,22 @@ def load(alias: str, card: ModelCard, stored: StoredModel, settings: WorkerSetti
     Raises ConfigError, which says why, for a model that cannot be served right.
     """
     way = choose(settings.device, settings.precision, gpu_memory_bytes=settings.gpu_memory_mib * 2**20)
-    facts = limited(folder.read(stored.path, card), way)
+    told = folder.read(stored.path, card)
+    facts = limited(told, way)
     tokenizer = _tokenizer(facts)
     opened = _own(facts, way, settings) if facts.graph else _ours(facts, way, settings)
-    return Model(alias, card, facts, stored.revision, tokenizer, opened[0], settings.precision, *opened[1:], created=int(time.time()))
+    return Model(
+        alias,
+        card,
+        facts,
+        stored.revision,
+        fingerprint(card, told, stored.revision),
+        tokenizer,
+        opened[0],
+        settings.precision,
+        *opened[1:],
+        created=int(time.time()),
+    )
 
 
 def limited(facts: Facts, way: Way) -> Facts:

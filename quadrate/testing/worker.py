@@ -43,6 +43,7 @@ def fake_card(name: str, task: model_pb2.Task = model_pb2.TASK_EMBED, **changes:
         task=task,
         state=model_pb2.MODEL_STATE_READY,
         revision="sha256:000000000000",
+        fingerprint="0000000000000000",
         dimensions=WIDTH if task == model_pb2.TASK_EMBED else None,
         max_tokens=MAX_TOKENS,
         pooling="mean" if task == model_pb2.TASK_EMBED else "cosine",
@@ -233,5 +234,10 @@ class _Models:
 
 def _provenance(card: model_pb2.Model) -> options_pb2.Provenance:
     return options_pb2.Provenance(
-        revision=card.revision, precision=card.precision, provider=card.provider, pooling=card.pooling, normalized=card.normalized
+        revision=card.revision,
+        precision=card.precision,
+        provider=card.provider,
+        pooling=card.pooling,
+        normalized=card.normalized,
+        fingerprint=card.fingerprint,
     )

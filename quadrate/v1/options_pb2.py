@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quadrate/v1/options.proto\x12\x0bquadrate.v1\"\x1c\n\x08TokenIds\x12\x10\n\x03ids\x18\x01 \x03(\x05R\x03ids\"^\n\x05Input\x12\x14\n\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x34\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.quadrate.v1.TokenIdsH\x00R\x08tokenIdsB\t\n\x07\x63ontent\"\x93\x01\n\x05Usage\x12\x1b\n\x06tokens\x18\x01 \x01(\x05H\x00R\x06tokens\x88\x01\x01\x12\"\n\ntokens_cut\x18\x02 \x01(\x05H\x01R\ttokensCut\x88\x01\x01\x12!\n\testimated\x18\x03 \x01(\x08H\x02R\testimated\x88\x01\x01\x42\t\n\x07_tokensB\r\n\x0b_tokens_cutB\x0c\n\n_estimated\"\xe0\x01\n\nProvenance\x12\x1a\n\x08revision\x18\x01 \x01(\tR\x08revision\x12\x16\n\x06prompt\x18\x02 \x01(\tR\x06prompt\x12\x34\n\tprecision\x18\x03 \x01(\x0e\x32\x16.quadrate.v1.PrecisionR\tprecision\x12\x1a\n\x08provider\x18\x04 \x01(\tR\x08provider\x12\x18\n\x07pooling\x18\x05 \x01(\tR\x07pooling\x12#\n\nnormalized\x18\x06 \x01(\x08H\x00R\nnormalized\x88\x01\x01\x42\r\n\x0b_normalized\"\x8e\x02\n\x07Timings\x12.\n\x10tokenize_seconds\x18\x01 \x01(\x02H\x00R\x0ftokenizeSeconds\x88\x01\x01\x12(\n\rqueue_seconds\x18\x02 \x01(\x02H\x01R\x0cqueueSeconds\x88\x01\x01\x12\x30\n\x11inference_seconds\x18\x03 \x01(\x02H\x02R\x10inferenceSeconds\x88\x01\x01\x12(\n\rtotal_seconds\x18\x04 \x01(\x02H\x03R\x0ctotalSeconds\x88\x01\x01\x42\x13\n\x11_tokenize_secondsB\x10\n\x0e_queue_secondsB\x14\n\x12_inference_secondsB\x10\n\x0e_total_seconds\"\xef\x01\n\x05\x45rror\x12\x17\n\x04\x63ode\x18\x01 \x01(\x05H\x00R\x04\x63ode\x88\x01\x01\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n\x05param\x18\x04 \x01(\tR\x05param\x12!\n\tretryable\x18\x05 \x01(\x08H\x01R\tretryable\x88\x01\x01\x12\x33\n\x13retry_after_seconds\x18\x06 \x01(\x02H\x02R\x11retryAfterSeconds\x88\x01\x01\x42\x07\n\x05_codeB\x0c\n\n_retryableB\x16\n\x14_retry_after_seconds*G\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\x08\n\x04LEFT\x10\x02\x12\t\n\x05RIGHT\x10\x03*5\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x0c\n\x08\x44OCUMENT\x10\x02*I\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\t\n\x05\x44\x45NSE\x10\x01\x12\n\n\x06SPARSE\x10\x02\x12\x10\n\x0cMULTI_VECTOR\x10\x03*o\n\tValueType\x12\x1a\n\x16VALUE_TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x08\n\x04INT8\x10\x03\x12\t\n\x05UINT8\x10\x04\x12\n\n\x06\x42INARY\x10\x05\x12\x0b\n\x07UBINARY\x10\x06*F\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x08\n\x04\x46\x41ST\x10\x02\x12\t\n\x05SMALL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quadrate/v1/options.proto\x12\x0bquadrate.v1\"\x1c\n\x08TokenIds\x12\x10\n\x03ids\x18\x01 \x03(\x05R\x03ids\"^\n\x05Input\x12\x14\n\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x34\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.quadrate.v1.TokenIdsH\x00R\x08tokenIdsB\t\n\x07\x63ontent\"\x93\x01\n\x05Usage\x12\x1b\n\x06tokens\x18\x01 \x01(\x05H\x00R\x06tokens\x88\x01\x01\x12\"\n\ntokens_cut\x18\x02 \x01(\x05H\x01R\ttokensCut\x88\x01\x01\x12!\n\testimated\x18\x03 \x01(\x08H\x02R\testimated\x88\x01\x01\x42\t\n\x07_tokensB\r\n\x0b_tokens_cutB\x0c\n\n_estimated\"\x82\x02\n\nProvenance\x12\x1a\n\x08revision\x18\x01 \x01(\tR\x08revision\x12\x16\n\x06prompt\x18\x02 \x01(\tR\x06prompt\x12\x34\n\tprecision\x18\x03 \x01(\x0e\x32\x16.quadrate.v1.PrecisionR\tprecision\x12\x1a\n\x08provider\x18\x04 \x01(\tR\x08provider\x12\x18\n\x07pooling\x18\x05 \x01(\tR\x07pooling\x12#\n\nnormalized\x18\x06 \x01(\x08H\x00R\nnormalized\x88\x01\x01\x12 \n\x0b\x66ingerprint\x18\x07 \x01(\tR\x0b\x66ingerprintB\r\n\x0b_normalized\"\x8e\x02\n\x07Timings\x12.\n\x10tokenize_seconds\x18\x01 \x01(\x02H\x00R\x0ftokenizeSeconds\x88\x01\x01\x12(\n\rqueue_seconds\x18\x02 \x01(\x02H\x01R\x0cqueueSeconds\x88\x01\x01\x12\x30\n\x11inference_seconds\x18\x03 \x01(\x02H\x02R\x10inferenceSeconds\x88\x01\x01\x12(\n\rtotal_seconds\x18\x04 \x01(\x02H\x03R\x0ctotalSeconds\x88\x01\x01\x42\x13\n\x11_tokenize_secondsB\x10\n\x0e_queue_secondsB\x14\n\x12_inference_secondsB\x10\n\x0e_total_seconds\"\xef\x01\n\x05\x45rror\x12\x17\n\x04\x63ode\x18\x01 \x01(\x05H\x00R\x04\x63ode\x88\x01\x01\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n\x05param\x18\x04 \x01(\tR\x05param\x12!\n\tretryable\x18\x05 \x01(\x08H\x01R\tretryable\x88\x01\x01\x12\x33\n\x13retry_after_seconds\x18\x06 \x01(\x02H\x02R\x11retryAfterSeconds\x88\x01\x01\x42\x07\n\x05_codeB\x0c\n\n_retryableB\x16\n\x14_retry_after_seconds*G\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\x08\n\x04LEFT\x10\x02\x12\t\n\x05RIGHT\x10\x03*5\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x0c\n\x08\x44OCUMENT\x10\x02*I\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\t\n\x05\x44\x45NSE\x10\x01\x12\n\n\x06SPARSE\x10\x02\x12\x10\n\x0cMULTI_VECTOR\x10\x03*o\n\tValueType\x12\x1a\n\x16VALUE_TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x08\n\x04INT8\x10\x03\x12\t\n\x05UINT8\x10\x04\x12\n\n\x06\x42INARY\x10\x05\x12\x0b\n\x07UBINARY\x10\x06*F\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x08\n\x04\x46\x41ST\x10\x02\x12\t\n\x05SMALL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quadrate.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1060
-  _globals['_TRUNCATION']._serialized_end=1131
-  _globals['_ROLE']._serialized_start=1133
-  _globals['_ROLE']._serialized_end=1186
-  _globals['_OUTPUT']._serialized_start=1188
-  _globals['_OUTPUT']._serialized_end=1261
-  _globals['_VALUETYPE']._serialized_start=1263
-  _globals['_VALUETYPE']._serialized_end=1374
-  _globals['_PRECISION']._serialized_start=1376
-  _globals['_PRECISION']._serialized_end=1446
+  _globals['_TRUNCATION']._serialized_start=1094
+  _globals['_TRUNCATION']._serialized_end=1165
+  _globals['_ROLE']._serialized_start=1167
+  _globals['_ROLE']._serialized_end=1220
+  _globals['_OUTPUT']._serialized_start=1222
+  _globals['_OUTPUT']._serialized_end=1295
+  _globals['_VALUETYPE']._serialized_start=1297
+  _globals['_VALUETYPE']._serialized_end=1408
+  _globals['_PRECISION']._serialized_start=1410
+  _globals['_PRECISION']._serialized_end=1480
   _globals['_TOKENIDS']._serialized_start=42
   _globals['_TOKENIDS']._serialized_end=70
   _globals['_INPUT']._serialized_start=72
@@ -48,9 +48,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=169
   _globals['_USAGE']._serialized_end=316
   _globals['_PROVENANCE']._serialized_start=319
-  _globals['_PROVENANCE']._serialized_end=543
-  _globals['_TIMINGS']._serialized_start=546
-  _globals['_TIMINGS']._serialized_end=816
-  _globals['_ERROR']._serialized_start=819
-  _globals['_ERROR']._serialized_end=1058
+  _globals['_PROVENANCE']._serialized_end=577
+  _globals['_TIMINGS']._serialized_start=580
+  _globals['_TIMINGS']._serialized_end=850
+  _globals['_ERROR']._serialized_start=853
+  _globals['_ERROR']._serialized_end=1092
 # @@protoc_insertion_point(module_scope)

@@ -91,20 +91,22 @@ class Usage(_message.Message):
     def __init__(self, tokens: _Optional[int] = ..., tokens_cut: _Optional[int] = ..., estimated: _Optional[bool] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("revision", "prompt", "precision", "provider", "pooling", "normalized")
+    __slots__ = ("revision", "prompt", "precision", "provider", "pooling", "normalized", "fingerprint")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     NORMALIZED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     revision: str
     prompt: str
     precision: Precision
     provider: str
     pooling: str
     normalized: bool
-    def __init__(self, revision: _Optional[str] = ..., prompt: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., provider: _Optional[str] = ..., pooling: _Optional[str] = ..., normalized: _Optional[bool] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, revision: _Optional[str] = ..., prompt: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., provider: _Optional[str] = ..., pooling: _Optional[str] = ..., normalized: _Optional[bool] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("tokenize_seconds", "queue_seconds", "inference_seconds", "total_seconds")

@@ -91,6 +91,7 @@ def describe(entry: Entry) -> model_pb2.Model:
 def _add_facts(answer: model_pb2.Model, model: Model) -> None:
     facts, card = model.facts, model.card
     answer.revision = model.revision
+    answer.fingerprint = model.fingerprint
     answer.architecture = facts.architecture
     answer.max_tokens = facts.max_tokens
     answer.pooling = pooling_name(model)

@@ -227,6 +227,14 @@ def test_answers_to_parts_are_joined() -> None:
     assert np.asarray(joined).shape == (2, 2)
 
 
+def test_parts_that_were_made_by_different_cards_are_not_joined() -> None:
+    """The revision may be the same while a model is loaded again by an edited card."""
+    first, second = _answer("r1", 0.25), _answer("r1", 0.5)
+    second.provenance.fingerprint = "other"
+    with pytest.raises(Unavailable, match="cannot be compared"):
+        Embeddings.of([first, second])
+
+
 def test_every_form_and_value_type_becomes_numpy() -> None:
     """Packed values in their own type, a sparse vector and a matrix for each text; what was not asked for is empty."""
     packed = options_pb2.INT8

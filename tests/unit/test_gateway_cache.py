@@ -112,8 +112,7 @@ def test_query_and_document_are_told_apart_in_a_key() -> None:
         {"revision": "other"},
         {"precision": options_pb2.SMALL},
         {"provider": "OtherExecutionProvider"},
-        {"pooling": "cls"},
-        {"name": "other"},
+        {"fingerprint": "other"},
         {"tokenizer_sha256": "0" * 64},
         {"task": model_pb2.TASK_RERANK},
     ],
@@ -129,26 +128,22 @@ def test_another_way_to_compute_is_another_model(change: dict[str, object]) -> N
     assert keys.maker(card, scope="a") != keys.maker(card, scope="b")
 
 
-def test_a_reranker_that_reads_pairs_otherwise_is_another_model() -> None:
-    """What stands around query and document is in no ids of a request."""
-    one, other = (fake_card("fake", model_pb2.TASK_RERANK, pair=model_pb2.PairLayout(suffix_ids=[last])) for last in (1, 2))
-    assert keys.maker(one) != keys.maker(other)
-
-
-@pytest.mark.parametrize("made", [{"revision": "other"}, {"pooling": "cls"}, {"provider": "OtherExecutionProvider"}])
+@pytest.mark.parametrize("made", [{"revision": "other"}, {"fingerprint": "other"}, {"provider": "OtherExecutionProvider"}])
 def test_an_answer_of_a_model_as_it_was_before_is_not_kept(made: dict[str, str]) -> None:
     """Replicas are loaded anew one after the other, and the card is that of one of them."""
     card = fake_card("fake")
-    told = options_pb2.Provenance(revision=card.revision, precision=card.precision, provider=card.provider, pooling=card.pooling)
+    names = ("revision", "fingerprint", "precision", "provider")
+    told = options_pb2.Provenance(**{name: getattr(card, name) for name in names})
     assert keys.is_made_by(told, card)
     told.MergeFrom(options_pb2.Provenance(**made))  # type: ignore[arg-type]
     assert not keys.is_made_by(told, card)
 
 
-def test_of_a_model_without_a_revision_nothing_is_known() -> None:
+@pytest.mark.parametrize("name", ["revision", "fingerprint"])
+def test_of_a_model_that_does_not_say_how_it_is_made_nothing_is_known(name: str) -> None:
     """It might change at any moment without a word."""
     card = fake_card("fake")
-    card.revision = ""
+    setattr(card, name, "")
     assert keys.maker(card) is None
 
 

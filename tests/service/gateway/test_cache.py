@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import pytest
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 from tests.redis_server import RedisServer
 from tests.service.gateway.conftest import Door, routing
+from tests.service.gateway.test_reloads import HELLO, load, route, write_catalogue
+from tests.service.workers.conftest import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -137,6 +140,25 @@ async def test_a_revision_that_changed_knows_nothing(cached: Door, worker: FakeW
     pool = next(pool for pool in cached.gateway.routes.pools if pool.alias == "fake")
     await cached.until(lambda: pool.facts.card.revision == "sha256:111111111111")
     assert (await told(cached.embed.Embed(embed("abc"))))[1] is None
+
+
+async def test_an_edited_card_is_not_answered_from_what_was_kept(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """A real worker loads the same revision by another card: from then on its new vectors are given, and the old ones by none."""
+    file = write_catalogue(tmp_path, seed=0)
+    async with running("embed", file, "tiny") as made, open_door(route(made), **ROOM) as door:
+        await door.until_serving()
+        before = await door.embed.Embed(HELLO)
+        assert (await told(door.embed.Embed(HELLO)))[1] == "hit"
+        models = json.loads(file.read_text())
+        models["models"]["tiny"]["layer_norm"] = True
+        file.write_text(json.dumps(models))
+        await load(made)
+        pool = next(pool for pool in door.gateway.routes.pools if pool.alias == "tiny")
+        await door.until(lambda: pool.facts.card.fingerprint != before.provenance.fingerprint)
+        after, word = await told(door.embed.Embed(HELLO))
+        assert (word, after.provenance.revision) == (None, before.provenance.revision)
+        assert list(after.embeddings[0].values) != list(before.embeddings[0].values)
+        assert (await told(door.embed.Embed(HELLO)))[1] == "hit"
 
 
 async def test_a_hit_is_charged_as_a_request_and_no_tokens(open_door: Callable[..., Any], worker: FakeWorker) -> None:

@@ -35,6 +35,7 @@ async def test_one_text_gets_openais_shape(door: Door, worker: FakeWorker) -> No
             "precision": "EXACT",
             "provider": "FakeExecutionProvider",
             "pooling": "mean",
+            "fingerprint": "0000000000000000",
             "normalized": True,
         },
         "timings": answer["timings"],

@@ -48,6 +48,7 @@ async def test_an_answer_says_everything_of_itself(catalogue: Path) -> None:
     assert (answer.usage.tokens, answer.usage.tokens_cut) == (7, 0)
     np.testing.assert_allclose(np.linalg.norm(vectors(answer), axis=1), 1.0, atol=1e-6)
     assert answer.provenance.revision.startswith("sha256:")
+    assert len(answer.provenance.fingerprint) == 16
     assert (answer.provenance.provider, answer.provenance.pooling) == ("CPUExecutionProvider", "mean")
     assert (answer.provenance.precision, answer.provenance.normalized, answer.provenance.prompt) == (options_pb2.EXACT, True, "")
     timings = answer.timings
