@@ -33,9 +33,9 @@ TARGET_SECONDS = 1.0
 LEAST_REQUESTS = 8
 """So many it is given in any case, unless it refuses them: enough to learn how fast it is."""
 QUEUE_SECONDS = 5.0
-"""The longest that a request may wait here, as estimated when it comes."""
+"""The longest that a request may wait here, as estimated when it comes and in fact."""
 MOST_WAITING = 4096
-"""The most requests that wait here, while nothing is known of the server's speed."""
+"""The most requests that wait here, should they come all at once before anything is known of the server's speed."""
 MIN_RETRY_SECONDS = 0.05
 _MEMORY_SECONDS = 3.0
 """What was answered so long ago weighs a third in the rate."""
@@ -118,28 +118,38 @@ class Gate:
         self._check_wait(standing, tokens, timeout_seconds)
         waiter = self._lines.add(standing, tokens)
         self._let_in()
+        is_callers = timeout_seconds is not None and timeout_seconds <= QUEUE_SECONDS
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(timeout_seconds if is_callers else QUEUE_SECONDS):
                 await waiter.future
         except (TimeoutError, asyncio.CancelledError) as exc:
             if waiter.future.cancelled():
                 self._lines.remove(waiter)
             else:  # its place came in that moment
                 self._give_back(tokens, is_answered=False)
-            if isinstance(exc, TimeoutError):
+            if not isinstance(exc, TimeoutError):
+                raise
+            if is_callers:
                 raise DeadlineExceeded("The deadline passed before the server of this model had room. Allow more time.") from exc
-            raise
+            raise Overloaded(
+                f"The server of this model had no room within {QUEUE_SECONDS:.1f} s. Try again later.",
+                retry_after_seconds=max(MIN_RETRY_SECONDS, self._wait_seconds(standing, tokens) - QUEUE_SECONDS),
+            ) from exc
 
     def _check_wait(self, standing: Standing, tokens: float, timeout_seconds: float | None) -> None:
         """Refuse what would wait too long, by the work that goes before it and the rate at which work is done."""
-        rate = self._rate.tokens_per_second
-        wait = self._lines.ahead(standing, tokens) / rate if rate else 0.0
+        wait = self._wait_seconds(standing, tokens)
         most = QUEUE_SECONDS if timeout_seconds is None else min(QUEUE_SECONDS, timeout_seconds)
         if wait > most or len(self._lines) >= MOST_WAITING:
             raise Overloaded(
                 f"What waits for the server of this model takes {wait:.1f} s, the limit is {most:.1f} s. Try again later.",
                 retry_after_seconds=max(MIN_RETRY_SECONDS, wait - most),
             )
+
+    def _wait_seconds(self, standing: Standing, tokens: float) -> float:
+        """Estimate how long what comes now would wait. One that has answered nothing yet may answer all at this moment."""
+        rate = self._rate.tokens_per_second or self._rate.if_now(self._tokens)
+        return self._lines.ahead(standing, tokens) / rate if rate else 0.0
 
     def _let_in(self) -> None:
         """Give places to those who are next, as long as there is room."""
@@ -159,6 +169,10 @@ class _Rate:
     def tokens_per_second(self) -> float:
         """The rate; 0 while it is not known."""
         return self.tokens / self._seconds if self._seconds else 0.0
+
+    def if_now(self, tokens: float) -> float:
+        """Return the rate there would be if so many tokens were answered at this moment; 0 if no time has passed."""
+        return (self.tokens + tokens) / self._seconds if self._seconds else 0.0
 
     def busy(self, seconds: float) -> None:
         """Let time pass in which something was under way."""

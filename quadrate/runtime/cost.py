@@ -3,7 +3,8 @@
 What was learnt is a curve: for each size of run, in powers of two, how much work recent narrow runs of it had and how long they took. A
 prediction lies on the straight line between the two nearest sizes, so the start of a run, the speed of the matrix products and that of
 long texts' attention each show where they matter, and long runs never blur what is known of short ones. Wide runs, on all cores, are
-learnt as multiples of narrow ones.
+learnt as multiples of narrow ones. Until a narrow run was seen they stand in for narrow ones, which take as long at least: a model that
+has just been loaded has answered alone only, and what comes then may be a flood.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class CostModel:
         self._curve: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
         self._wide: dict[int, float] = {}
         self._usual = _NEVER
+        self._has_narrow = False
         self._rate, self._run = 1 / speed, 0.0
         self.runs = 0
         """Runs learnt from."""
@@ -80,9 +82,12 @@ class CostModel:
         operations = self._shape.operations(lengths)
         size, seconds = math.frexp(operations)[1], max(seconds, _LEAST_SECONDS)
         with self._lock:
-            if self._wide if wide else self._sizes:
+            if not (wide or self._has_narrow):  # what stood in for such runs is of no more use
+                self._sizes, self._usual, self._has_narrow = {}, _NEVER, True
+            is_ratio = wide and self._has_narrow
+            if self._wide if is_ratio else self._sizes:
                 seconds = min(seconds, _OUTLIER * self.seconds(lengths, wide=wide))
-            if wide:
+            if is_ratio:
                 ratio = seconds / self._narrow(operations)
                 self._wide = {**self._wide, size: _FORGET * self._wide.get(size, ratio) + (1 - _FORGET) * ratio}
             else:

@@ -47,6 +47,7 @@ class Lane:
         broken: Whether a run raised or is stuck; no other is begun.
         failed: Why it runs no more, once its callers were told. Empty while it does.
         flying: Its texts that wait or run, by what they are; of identical ones, one.
+        priced: When what its waiting texts take was last told anew, on the scheduler's clock.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Lane:
     broken: bool = False
     failed: str = ""
     flying: dict[TextKey, Text] = field(default_factory=dict)
+    priced: float = -math.inf
 
 
 @dataclass(eq=False, slots=True)

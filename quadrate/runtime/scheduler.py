@@ -52,6 +52,11 @@ FREE_RUNS = 4
 COMPANY_FACTOR = 1.25
 """How much longer a run may take, as predicted, for texts that go along with those it is for."""
 DRAIN_STEP_SECONDS = 0.02
+MISPRICED_FACTOR = 2.0
+"""Where a run shows that its model's texts take so many times more or less than was believed, those that wait are priced anew: else the
+first flood after a start would be let in by what was believed before it…"""
+PRICE_SECONDS = 0.25
+"""…no more often than this, since all of them are looked at."""
 
 
 class _Lane:
@@ -500,7 +505,19 @@ class Scheduler:
         batch.seconds = self._clock() - batch.started
         batch.ended_ns = time.time_ns()
         batch.lane.cost.learn(batch.lengths, batch.seconds / batch.crowd, wide=batch.wide)
+        self._reprice(batch)
         self._tell(self._deliver, batch, self._collect(batch, results))
+
+    def _reprice(self, batch: Batch) -> None:
+        """Price what waits anew, if what has just run was priced wrongly."""
+        lane, text, now = batch.lane, batch.texts[-1], self._clock()
+        ratio = text.seconds / lane.cost.share(text.tokens)
+        if 1 / MISPRICED_FACTOR < ratio < MISPRICED_FACTOR or now < lane.priced + PRICE_SECONDS:
+            return
+        lane.priced = now
+        with self._lock:
+            for each in self._lanes:
+                each.line.price(lane)
 
     def _collect(self, batch: Batch, results: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[Job]:
         """Hand each text's result to those who wait for it and return the jobs that are complete now."""

@@ -25,7 +25,7 @@ from quadrate.standing import Priority, Standing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from quadrate.runtime.jobs import Job, Text
+    from quadrate.runtime.jobs import Job, Lane, Text
 
     IsLate = Callable[[Text], bool]
 
@@ -164,6 +164,18 @@ class Line:
         """Change what a tenant's texts are believed to take."""
         if queue := self._queues.get(tenant):
             queue.seconds = max(0.0, queue.seconds + seconds)
+
+    def price(self, lane: Lane) -> None:
+        """Let a model's waiting texts take what is known now of its runs."""
+        for queue in self._queues.values():
+            for text in queue:
+                job = text.job
+                if text.lane is not lane or text.out or job.over or job.doomed:
+                    continue
+                before, text.seconds = text.seconds, lane.cost.share(text.tokens)
+                if text.counted:
+                    job.waiting_seconds[self._kind] += text.seconds - before
+                    queue.seconds += text.seconds - before
 
     def ahead(self, text: Text) -> float:
         """Return how much work, in seconds of a core, will run before a text that has not been put in."""

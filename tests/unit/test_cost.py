@@ -61,6 +61,21 @@ def test_wide_runs_are_learnt_apart() -> None:
     assert model.seconds([92], wide=True) == pytest.approx(model.seconds([92]) / 1.8, rel=0.05)
 
 
+def test_a_model_that_was_only_seen_to_run_alone_is_believed_to_take_as_long() -> None:
+    """Until a narrow run was seen, wide ones tell how fast the model is; afterwards they are multiples of narrow ones."""
+    model = CostModel(SHAPE)
+    for _ in range(4):
+        model.learn([12], 0.5, wide=True)
+    assert model.seconds([12]) == pytest.approx(0.5)
+    assert model.seconds([12], wide=True) == pytest.approx(0.5)
+    assert model.share(12) == pytest.approx(0.5)
+    model.learn([12], 0.9)
+    assert model.seconds([12]) == pytest.approx(0.9)
+    model.learn([12], 0.3, wide=True)
+    assert model.seconds([12], wide=True) == pytest.approx(0.3)
+    assert model.share(12) == pytest.approx(0.9)
+
+
 def test_long_texts_are_learnt_beside_short_ones() -> None:
     """Long texts whose attention is slower than the matrix products are predicted right, and short ones stay so."""
     model = CostModel(SHAPE)

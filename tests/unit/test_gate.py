@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.overload import gate
 from gateway.overload.gate import LEAST_REQUESTS, QUEUE_SECONDS, Gate
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError
 from quadrate.standing import NOBODY, Priority, Standing
@@ -75,8 +76,8 @@ async def sent(server: Server, count: int, standing: Standing = NOBODY) -> Itera
 
 async def test_an_idle_server_is_asked_at_once() -> None:
     """What there is room for waits for nothing, not even for another turn of the event loop."""
-    gate = Gate(lambda: 0.0)
-    place = gate.place(NOBODY, TOKENS, None).__aenter__()
+    way = Gate(lambda: 0.0)
+    place = way.place(NOBODY, TOKENS, None).__aenter__()
     with pytest.raises(StopIteration):
         place.send(None)
 
@@ -171,6 +172,36 @@ async def test_what_would_wait_too_long_is_refused_and_told_truly_when_to_come_b
             await server.step()
         (again,) = await stack.enter_async_context(sent(server, 1))
         assert not again.done()
+
+
+async def test_a_server_that_has_answered_nothing_yet_gets_a_bounded_queue() -> None:
+    """A slow server's first flood is refused before its first answer; what might still be answered in time waits."""
+    server = Server(seconds=4.0, at_once=8)
+    async with sent(server, LEAST_REQUESTS + 20) as first:
+        server.now += 2.0
+        async with sent(server, 400) as later:
+            refused = [task for task in later if task.done()]
+            assert not any(task.done() for task in first)
+            assert 350 < len(refused) < 400
+            for task in refused:
+                error = task.exception()
+                assert isinstance(error, Overloaded)
+                assert error.retry_after_seconds is not None
+                assert error.retry_after_seconds > 0
+
+
+async def test_nobody_waits_longer_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was let in while nothing was known, and has no place in time after all, is refused then, whether or not it has a deadline."""
+    monkeypatch.setattr(gate, "QUEUE_SECONDS", 0.05)
+    server = Server()
+    async with sent(server, LEAST_REQUESTS), asyncio.timeout(10):
+        for timeout in (None, 60.0):
+            with pytest.raises(Overloaded, match="no room within") as refused:
+                await server.call(timeout=timeout)
+            assert refused.value.retry_after_seconds is not None
+        with pytest.raises(DeadlineExceeded):
+            await server.call(timeout=0.01)
+    assert server.gate.waiting == 0
 
 
 async def test_a_deadline_ends_the_wait() -> None:

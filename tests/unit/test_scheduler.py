@@ -71,6 +71,26 @@ class FakeSession:
         """See Session."""
 
 
+class Turnstile(threading.Event):
+    """A gate that lets runs through one by one, until it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runs = threading.Semaphore(0)
+
+    def let_one_through(self) -> None:
+        """Let a run through, the one that waits or the next that comes."""
+        self._runs.release()
+
+    def set(self) -> None:
+        """Let all through that come."""
+        self._runs.release(1000)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait to be let through."""
+        return self._runs.acquire(timeout=timeout)
+
+
 class Notes:
     """A meter that remembers."""
 
@@ -397,6 +417,52 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
             assert error.retry_after_seconds > 0
         made.session.gate.set()
         await asyncio.gather(first, *(task for task in admitted if task not in refused))
+
+
+async def test_a_flood_right_after_the_start_is_refused_as_later_ones_are() -> None:
+    """A model that was only seen to answer alone, far slower than assumed, lets in what it can do in time and refuses the rest at once."""
+    async with bench(queue_seconds=10.0, runners=8) as made:
+        for _ in range(4):
+            made.lane.cost.learn([10], 0.5, wide=True)
+        made.session.gate.clear()
+        tasks = [made.run(number) for number in range(300)]
+        await asyncio.sleep(0)
+        refused = [task for task in tasks if task.done()]
+        assert 300 - (160 + 40) <= len(refused) <= 300 - 160  # half a second each, eight at a time, ten seconds: 160, and what runs
+        errors = [task.exception() for task in refused]
+        assert all(isinstance(error, Overloaded) and error.retry_after_seconds for error in errors)
+        made.session.gate.set()
+        await asyncio.gather(*(task for task in tasks if task not in refused))
+
+
+async def test_a_burst_right_after_the_start_that_can_be_served_is() -> None:
+    """What a slow model can answer in time is let in, whatever comes first after its start."""
+    async with bench(queue_seconds=10.0, runners=8) as made:
+        for _ in range(4):
+            made.lane.cost.learn([10], 0.5, wide=True)
+        answers = await asyncio.gather(*(made.run(number) for number in range(150)))
+        assert answers == [[number] for number in range(150)]
+
+
+async def test_what_waits_is_priced_anew_once_runs_take_longer_than_believed() -> None:
+    """A queue that was let in by a wrong guess counts as what it takes once that is known, so that nobody is let in behind it."""
+    async with bench(queue_seconds=2.0) as made:
+        made.session.gate = turnstile = Turnstile()
+        first = made.run(0)
+        await made.until_entered()
+        admitted = [made.run(number, tokens=60) for number in range(1, 21)]
+        await asyncio.sleep(0)
+        assert made.scheduler.queued()["fake"][1] == pytest.approx(20 * 0.06)
+        made.clock.now += 1.0  # ten tokens take a second, and were believed to take 10 ms
+        turnstile.let_one_through()
+        await first
+        await made.until_entered()
+        assert made.scheduler.queued()["fake"][1] == pytest.approx(19 * 6.0)
+        with pytest.raises(Overloaded, match=r"The queue is 114\.0 s long") as refused:
+            await made.run(21)
+        assert refused.value.retry_after_seconds is not None
+        turnstile.set()
+        await asyncio.gather(*admitted)
 
 
 async def test_a_large_request_in_the_queue_does_not_refuse_single_ones() -> None:
