@@ -9,12 +9,12 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
 
+from quadrate.telemetry.histogram import Histogram, Series
 from quadrate.telemetry.instruments import INSTRUMENTS, Instrument
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Metrics:
         child: Gauge = self._child(name, labels)
         return child
 
-    def histogram(self, name: str, *labels: str) -> Histogram:
+    def histogram(self, name: str, *labels: str) -> Series:
         """As `counter`."""
-        child: Histogram = self._child(name, labels)
+        child: Series = self._child(name, labels)
         return child
 
     def forget(self, name: str) -> None:
@@ -74,7 +74,7 @@ class Metrics:
         child = self._children.get(key)
         if child is None:
             parent, kept = self._parents[name], self._bounded(name, labels)
-            child = parent.labels(*kept) if labels else parent
+            child = parent.labels(*kept) if labels or isinstance(parent, Histogram) else parent
             if not labels and isinstance(parent, Gauge):
                 self.registry.register(parent)
             if kept is labels:

@@ -80,7 +80,7 @@ class Traces:
         """Start the trace of a request that arrived with these headers (lower-case names)."""
         parent = _parse(metadata.get("traceparent", ""), metadata.get("tracestate", ""))
         baggage = metadata.get("baggage", "")
-        if not _HEADER.fullmatch(baggage):
+        if baggage and not _HEADER.fullmatch(baggage):
             baggage = ""
         if parent is None:
             trace_id = random.getrandbits(128) or 1
@@ -214,6 +214,9 @@ class Trace:
 
     def headers(self, context: SpanContext | None = None) -> tuple[tuple[str, str], ...]:
         """Return the W3C headers that make an upstream's span a child of `context` (default: the server's span)."""
+        if context is None and self.parent is None and not self.sampled:  # nearly all, so without a context that nobody else needs
+            only = ("traceparent", f"00-{self.trace_id:032x}-{self.span_id:016x}-00")
+            return (only, ("baggage", self.baggage)) if self.baggage else (only,)
         own = context or self.context
         found = [("traceparent", f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}")]
         if own.trace_state:
@@ -272,7 +275,7 @@ class Stage:
 
 def _parse(traceparent: str, tracestate: str) -> SpanContext | None:
     """Return the caller's span, or None where there is none that is well formed (W3C Trace Context, section 3.2)."""
-    found = _TRACEPARENT.fullmatch(traceparent)
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if found is None or found[1] == "ff" or (found[1] == "00" and found[5]):
         return None
     trace_id, span_id = int(found[2], 16), int(found[3], 16)
