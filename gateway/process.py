@@ -69,7 +69,11 @@ class Gateway:
             self.readiness.explain("redis", self.redis.report)
         self._canaries = Canaries(self.routes, telemetry, interval_seconds=settings.canary_interval_seconds)
         self._mesh = MeshMetrics(telemetry.metrics, settings.metrics_peers, host=settings.host)
-        self.server = Server(
+        self.server = self._server(health, telemetry)
+
+    def _server(self, health: Health, telemetry: Telemetry) -> Server:
+        settings = self.settings
+        return Server(
             telemetry=telemetry,
             health=health,
             services=self._services(self._admission),

@@ -5,7 +5,7 @@ Names are those that operators' dashboards use. In them the gateway is called `r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -258,50 +258,47 @@ _ROUTER = (
 )
 
 
-def _worker(prefix: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
+_OF_A_MODEL = ("model",)
+_EITHER_WORKER = (
+    Instrument("requests_total", "counter", "Requests that were answered, by how they ended.", ("method", "model", "status")),
+    Instrument("request_duration_seconds", "histogram", "From a request's arrival to its answer.", ("method", "model")),
+    Instrument("errors_total", "counter", "Requests that failed, by reason.", ("model", "reason")),
+    Instrument("documents_total", "counter", "Texts or documents that the model read.", _OF_A_MODEL),
+    Instrument("tokens_total", "counter", "Tokens that the model read, special tokens included.", _OF_A_MODEL),
+    Instrument("long_texts_total", "counter", "Texts that ran beside the others because they are long.", _OF_A_MODEL),
+    Instrument("shared_answers_total", "counter", "Texts that were answered by the run of an identical one under way.", _OF_A_MODEL),
+    Instrument("batch_texts", "histogram", "Texts in a batch.", _OF_A_MODEL, COUNTS),
+    Instrument("batch_tokens", "histogram", "Tokens in a batch.", _OF_A_MODEL, BATCH_TOKENS),
+    Instrument(
+        "batch_attention_fill_ratio",
+        "histogram",
+        "Real tokens over the places in the attention's padded view of a batch; matrix products know no padding.",
+        _OF_A_MODEL,
+        RATIO,
+    ),
+    Instrument("queue_seconds", "histogram", "Waiting for a place in a batch.", _OF_A_MODEL),
+    Instrument("inference_seconds", "histogram", "One batch through the model.", _OF_A_MODEL),
+    Instrument("queue_tokens", "gauge", "Tokens that wait.", _OF_A_MODEL),
+    Instrument("queue_estimated_seconds", "gauge", "How long the work that waits will take, as the cost model has it.", _OF_A_MODEL),
+    Instrument("dropped_total", "counter", "Texts that were dropped before they ran, by reason.", ("model", "reason")),
+    Instrument(
+        "config_reloads_total", "counter", "How often an edited catalogue was taken (`applied`) or refused (`refused`).", ("outcome",)
+    ),
+    Instrument(
+        "config_last_reload_successful",
+        "gauge",
+        "1 while the catalogue as it is now is in force, 0 while it is refused and the former one is.",
+    ),
+    Instrument("model_memory_bytes", "gauge", "Memory that the model's weights take in this process.", _OF_A_MODEL),
+    Instrument("model_load_seconds", "gauge", "From the start of loading to the first right answer.", _OF_A_MODEL),
+    Instrument("model_serving", "gauge", "1 while the model answers, otherwise 0.", _OF_A_MODEL),
+)
+"""What both kinds of worker tell; the kind goes before each name."""
+
+
+def _worker(kind: Literal["embed", "rerank"]) -> tuple[Instrument, ...]:
     """Return the metrics of one kind of worker."""
-
-    def row(
-        suffix: str,
-        kind: Literal["counter", "gauge", "histogram"],
-        text: str,
-        labels: tuple[str, ...] = ("model",),
-        buckets: tuple[float, ...] = LATENCY_SECONDS,
-    ) -> Instrument:
-        return Instrument(f"{prefix}_{suffix}", kind, text, labels, buckets, component=prefix)
-
-    return (
-        row("requests_total", "counter", "Requests that were answered, by how they ended.", ("method", "model", "status")),
-        row("request_duration_seconds", "histogram", "From a request's arrival to its answer.", ("method", "model")),
-        row("errors_total", "counter", "Requests that failed, by reason.", ("model", "reason")),
-        row("documents_total", "counter", "Texts or documents that the model read."),
-        row("tokens_total", "counter", "Tokens that the model read, special tokens included."),
-        row("long_texts_total", "counter", "Texts that ran beside the others because they are long."),
-        row("shared_answers_total", "counter", "Texts that were answered by the run of an identical one under way."),
-        row("batch_texts", "histogram", "Texts in a batch.", buckets=COUNTS),
-        row("batch_tokens", "histogram", "Tokens in a batch.", buckets=BATCH_TOKENS),
-        row(
-            "batch_attention_fill_ratio",
-            "histogram",
-            "Real tokens over the places in the attention's padded view of a batch; matrix products know no padding.",
-            buckets=RATIO,
-        ),
-        row("queue_seconds", "histogram", "Waiting for a place in a batch."),
-        row("inference_seconds", "histogram", "One batch through the model."),
-        row("queue_tokens", "gauge", "Tokens that wait."),
-        row("queue_estimated_seconds", "gauge", "How long the work that waits will take, as the cost model has it."),
-        row("dropped_total", "counter", "Texts that were dropped before they ran, by reason.", ("model", "reason")),
-        row("config_reloads_total", "counter", "How often an edited catalogue was taken (`applied`) or refused (`refused`).", ("outcome",)),
-        row(
-            "config_last_reload_successful",
-            "gauge",
-            "1 while the catalogue as it is now is in force, 0 while it is refused and the former one is.",
-            (),
-        ),
-        row("model_memory_bytes", "gauge", "Memory that the model's weights take in this process."),
-        row("model_load_seconds", "gauge", "From the start of loading to the first right answer."),
-        row("model_serving", "gauge", "1 while the model answers, otherwise 0."),
-    )
+    return tuple(replace(one, name=f"{kind}_{one.name}", component=kind) for one in _EITHER_WORKER)
 
 
 _ALL = (

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.chaos.load import OK, Grpc, Load, Outcome, Rest, percentile
+from tests.chaos.load import OK, Grpc, Load, Outcome, Rest, peak, percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,9 @@ SLEEPING = {"EMBED_NULL_TOKEN_US": "40000", "EMBED_MAX_BATCH_TOKENS": "32", "EMB
 AUTH = "api_keys: [{key: sk-of-the-flood, name: flood}, {key: sk-of-the-other, name: other}]\nallow_anonymous_without_api_keys: false\n"
 CONNECTIONS = 8
 """The edge takes 100 calls at a time on one connection of HTTP/2: more would wait at the caller's end, unseen."""
+RECOVERY_SECONDS = 5.0
+"""So long after a flood all of it is answered, and latencies are as before."""
+MOST_GROWN_MIB = 100
 MIB = 2**20
 
 
@@ -52,6 +56,55 @@ async def alone(way: Caller, *, rate: float, seconds: float) -> float:
     return percentile(load.made, 99)
 
 
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """What became of a mesh that was asked for more than it can do.
+
+    Args:
+        load: All calls of the flood.
+        stopped: When it ended, by time.monotonic.
+        drained_seconds: From then to the last answer.
+        yardstick: Calls meanwhile that are refused for their model, and need no room.
+        grown_mib: What each process took more of memory.
+    """
+
+    load: Load
+    stopped: float
+    drained_seconds: float
+    yardstick: Load
+    grown_mib: dict[str, float]
+
+    @property
+    def refused(self) -> list[Made]:
+        """The calls that there was no room for."""
+        return refused(self.load.made)
+
+    def served_per_second(self, seconds: float) -> float:
+        """Return how many a second were answered while it went on, which was so long."""
+        return sum(made.outcome.status == OK and made.ended <= self.stopped for made in self.load.made) / seconds
+
+
+async def flooded(mesh: ChaosMesh, *, rate: float, seconds: float) -> Flood:
+    """Ask so many times a second, on both wires, for so long, and wait until all is answered."""
+    before = {name: mesh.memory_bytes(name) for name in mesh.names}
+    ways = [way for _ in range(CONNECTIONS) for way in (Rest(mesh.url), Grpc(mesh.edge))]
+    idle = Rest(mesh.url, body=lambda _: {"model": "unknown", "input": "refused for its model"})
+    async with Load(*ways, rate=rate) as load, Load(idle, rate=10) as yardstick:
+        await load.seconds(seconds)
+        stopped = time.monotonic()
+    drained_seconds = time.monotonic() - stopped
+    grown = {name: (mesh.memory_bytes(name) - before[name]) / MIB for name in mesh.names}
+    return Flood(load, stopped, drained_seconds, yardstick, grown)
+
+
+async def as_told(mesh: ChaosMesh, flood: Flood) -> Outcome:
+    """Call once more when the last refusal said that there will be room."""
+    last = max(flood.refused, key=lambda made: made.ended)
+    await asyncio.sleep(max(0.0, last.ended + wait_seconds(last.outcome) - time.monotonic()))
+    async with Rest(mesh.url) as way:
+        return await way.call(0)
+
+
 async def test_ten_times_too_much_is_refused_at_once_and_the_rest_is_served(
     start_mesh: StartMesh, length: Callable[[float, float], float]
 ) -> None:
@@ -59,49 +112,26 @@ async def test_ten_times_too_much_is_refused_at_once_and_the_rest_is_served(
     seconds = length(20.0, 60.0)
     with start_mesh(environment=SLEEPING) as mesh:
         usual = await alone(Rest(mesh.url), rate=5, seconds=4)
-        async with Load(Rest(mesh.url), callers=32) as load:
-            await load.seconds(6)
-        peak = load.per_second()
-        before = {name: mesh.memory_bytes(name) for name in mesh.names}
-        ways = [way for _ in range(CONNECTIONS) for way in (Rest(mesh.url), Grpc(mesh.edge))]
-        idle = Rest(mesh.url, body=lambda _: {"model": "unknown", "input": "refused for its model"})
-        async with Load(*ways, rate=10 * peak) as load, Load(idle, rate=10) as yardstick:
-            await load.seconds(seconds)
-            stopped = time.monotonic()
-        drained = time.monotonic()
-        grown = {name: mesh.memory_bytes(name) - before[name] for name in mesh.names}
-        calls = [made for made in load.made if made.ended <= stopped]
-        served = sum(made.outcome.status == OK for made in calls) / seconds
-        turned_away = refused(load.made)
-        last = max(turned_away, key=lambda made: made.ended)
-        await asyncio.sleep(max(0.0, last.ended + wait_seconds(last.outcome) - time.monotonic()))
-        async with Rest(mesh.url) as way:
-            again = await way.call(0)
-        while time.monotonic() < stopped + 5:
-            await asyncio.sleep(0.1)
+        most = await peak(Rest(mesh.url), callers=32, seconds=6)
+        flood = await flooded(mesh, rate=10 * most, seconds=seconds)
+        again = await as_told(mesh, flood)
+        await asyncio.sleep(max(0.0, flood.stopped + RECOVERY_SECONDS - time.monotonic()))
         later = await alone(Rest(mesh.url), rate=5, seconds=4)
         asked = mesh.metric("gateway", "router_overload_refusals_total")
-    figures = {
-        "peak": peak,
-        "served": served,
-        "refused": len(turned_away),
-        "refusal p99": percentile(turned_away, 99),
-        "of an unknown model": percentile(yardstick.made, 99),
-        "usual p99": usual,
-        "later p99": later,
-        "drained": drained - stopped,
-        "grown MiB": {name: round(more / MIB) for name, more in grown.items()},
-        "without asking": asked,
-    }
-    assert {made.outcome.status for made in load.made} <= {OK, "429", "RESOURCE_EXHAUSTED"}, load.summary()
-    assert served >= 0.9 * peak, figures
+    served, refusal, unknown = flood.served_per_second(seconds), percentile(flood.refused, 99), percentile(flood.yardstick.made, 99)
+    figures = (
+        f"{most=} {served=} {len(flood.refused)=} {refusal=} {unknown=} {usual=} {later=} {asked=} "
+        f"{flood.drained_seconds=} {flood.grown_mib=}"
+    )
+    assert set(flood.load.statuses()) <= {OK, "429", "RESOURCE_EXHAUSTED"}, flood.load.summary()
+    assert served >= 0.9 * most, figures
     # On a machine that is busy with other things whatever needs no room takes longer, too.
-    assert percentile(turned_away, 99) < max(0.05, 1.5 * percentile(yardstick.made, 99)), figures
-    assert all(wait_seconds(made.outcome) > 0 for made in turned_away)
+    assert refusal < max(0.05, 1.5 * unknown), figures
+    assert all(wait_seconds(made.outcome) > 0 for made in flood.refused)
     assert again.status == OK, again
-    assert drained - stopped < 5, figures
+    assert flood.drained_seconds < RECOVERY_SECONDS, figures
     assert later <= 2 * usual, figures
-    assert max(grown.values()) < 100 * MIB, figures
+    assert max(flood.grown_mib.values()) < MOST_GROWN_MIB, figures
 
 
 async def test_one_key_floods_and_another_hardly_notices(start_mesh: StartMesh, length: Callable[[float, float], float]) -> None:

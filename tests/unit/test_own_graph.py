@@ -30,7 +30,31 @@ if TYPE_CHECKING:
 WAY = Way("exact", CPU, "float32")
 VOCABULARY = tiny_config()["vocab_size"]
 TABLE = np.random.default_rng(3).standard_normal((VOCABULARY, 4)).astype(np.float32)
+WIDTHS = {"sentence_embedding": 4, "logits": 1}
+"""Of what a graph may give for a text as a whole."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def _states(inputs: tuple[str, ...]) -> list[onnx.NodeProto]:
+    """Return the nodes that make token states of all inputs, the last of which is the last `state_`."""
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["state_0"])]
+    for place, name in enumerate(inputs[1:]):
+        nodes += [
+            helper.make_node("Cast", [name], [f"float_{place}"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", [f"float_{place}", "last"], [f"wide_{place}"]),
+            helper.make_node("Add", [f"state_{place}", f"wide_{place}"], [f"state_{place + 1}"]),
+        ]
+    return nodes
+
+
+def _output(states: str, output: str) -> list[onnx.NodeProto]:
+    """Return the nodes that make of token states what a graph gives."""
+    if output not in WIDTHS:
+        return [helper.make_node("Identity", [states], [output])]
+    return [
+        helper.make_node("ReduceMax", [states, "middle"], ["top"], keepdims=0),
+        helper.make_node("Slice", ["top", "zero", "width", "last_axis"], [output]),
+    ]
 
 
 def own_graph(
@@ -46,24 +70,11 @@ def own_graph(
     if location is not None:
         onnx.external_data_helper.set_external_data(table, location)
         table.ClearField("raw_data")
-    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["state_0"])]
-    for place, name in enumerate(inputs[1:]):
-        nodes += [
-            helper.make_node("Cast", [name], [f"float_{place}"], to=TensorProto.FLOAT),
-            helper.make_node("Unsqueeze", [f"float_{place}", "last"], [f"wide_{place}"]),
-            helper.make_node("Add", [f"state_{place}", f"wide_{place}"], [f"state_{place + 1}"]),
-        ]
-    states = f"state_{len(inputs) - 1}"
-    rank_two = {"sentence_embedding": 4, "logits": 1}
-    if output in rank_two:
-        nodes.append(helper.make_node("ReduceMax", [states, "middle"], ["top"], keepdims=0))
-        nodes.append(helper.make_node("Slice", ["top", "zero", "width", "last_axis"], [output]))
-    else:
-        nodes.append(helper.make_node("Identity", [states], [output]))
-    width = rank_two.get(output, 4)
+    width = WIDTHS.get(output, 4)
+    nodes = [*_states(inputs), *_output(f"state_{len(inputs) - 1}", output)]
     constants = {"last": [-1], "middle": [1], "zero": [0], "width": [width], "last_axis": [1]}
     initializers = [table, *(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items())]
-    shape: list[str | int | None] = ["b", width] if output in rank_two else ["b", "s", width]
+    shape: list[str | int | None] = ["b", width] if output in WIDTHS else ["b", "s", width]
     graph = helper.make_graph(
         nodes,
         "own",
