@@ -105,9 +105,10 @@ class Pulse:
         if silent >= SUSPECT_SECONDS:
             self._set(suspect=True, stuck=self.is_stuck or silent >= STUCK_SECONDS)
         pause = PROBE_AFTER_SECONDS if self._is_owing() else IDLE_PROBE_SECONDS
-        if now - self._heard >= pause and (self._probe is None or self._probe.done()):
+        if now - self._heard >= pause:
             self._asked = self._asked or now
-            self._probe = asyncio.create_task(self._hear())
+            if self._probe is None or self._probe.done():  # one that is not answered yet goes on asking
+                self._probe = asyncio.create_task(self._hear())
 
     async def _hear(self) -> None:
         try:

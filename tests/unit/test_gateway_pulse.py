@@ -85,15 +85,25 @@ async def test_a_silent_worker_is_suspected_then_stuck_and_taken_back() -> None:
 
 
 async def test_answers_are_signs_of_life() -> None:
-    """Whoever gives them need not answer when asked: a worker with much to do is not stuck."""
-    worker = Worker()
+    """Whoever gives them need not answer when asked: a worker with much to do is not stuck. Who gives no more of them is."""
+    worker, answers = Worker(), 0
     worker.runs.clear()
-    async with worker.followed() as found:
-        end = time.monotonic() + 3 * pulse.SUSPECT_SECONDS
-        while time.monotonic() < end:
+
+    def owes() -> bool:
+        """Answer a caller while it owes an answer to who asks."""
+        nonlocal answers
+        if answers < 5 and found.silent_seconds >= pulse.SUSPECT_SECONDS / 3:
+            answers += 1
             found.beat()
-            await asyncio.sleep(pulse.TICK_SECONDS)
+        return True
+
+    found = Pulse(worker.answer, owes)
+    found.listen(lambda: worker.changes.append((found.is_suspect, found.is_stuck)))
+    await until(lambda: answers == 5)
     assert not worker.changes
+    await until(lambda: found.is_stuck)
+    await found.close()
+    assert worker.asked == 1
 
 
 async def test_our_own_standing_still_is_held_against_nobody() -> None:
