@@ -1,8 +1,15 @@
 -- Take the costs of a request from every limit it falls under, if all of them have room; otherwise take nothing.
--- KEYS: the state of each limit.
--- ARGV: the lease's name, its microseconds; then for each limit: kind, cost, capacity, what taking one adds (the microseconds
---       in which a bucket regains it), and a floor: what is taken at least, as a gateway knows that counted by itself for a while.
+-- KEYS: the state of each limit; then the mark of the gateway that asks.
+-- ARGV: the lease's name, its microseconds, the number of the gateway's trip, the place in it; then for each limit: kind, cost, capacity,
+--       what taking one adds (the microseconds in which a bucket regains it), and a floor: what is taken at least, as a gateway knows
+--       that counted by itself for a while.
 -- Returns 1 or 0, the time in microseconds, and what was taken of each limit before.
+-- The mark says which charges of the gateway's last trip took something, so that settle.lua can give back those whose answers were lost:
+-- `fence:trip:time of its first charge:,place,place,`. Nothing of a trip up to the fence is carried out any more.
+local mark, trip = KEYS[#KEYS], tonumber(ARGV[3])
+local fence, last_trip = string.match(redis.call('GET', mark) or '0:0:', '^(%d+):(%d+):')
+if trip <= tonumber(fence) then return redis.error_reply('LATE the gateway has given this charge up') end
+local count = #KEYS - 1
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local now_text = string.format('%.0f', now)
@@ -22,8 +29,8 @@ local function state_of(key, kind)
   return redis.call('ZCARD', key)
 end
 
-for i, key in ipairs(KEYS) do
-  local at = 2 + (i - 1) * 5
+for i = 1, count do
+  local key, at = KEYS[i], 4 + (i - 1) * 5
   local kind, cost, capacity, each = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local state = math.max(state_of(key, kind), tonumber(ARGV[at + 5]))
   states[i] = state
@@ -35,8 +42,13 @@ end
 
 if allowed == 1 then
   local lease, lease_us = ARGV[1], tonumber(ARGV[2])
-  for i, key in ipairs(KEYS) do
-    local at = 2 + (i - 1) * 5
+  if tonumber(last_trip) == trip then
+    redis.call('APPEND', mark, ARGV[4] .. ',')
+  else
+    redis.call('SET', mark, fence .. ':' .. ARGV[3] .. ':' .. now_text .. ':,' .. ARGV[4] .. ',', 'EX', 86400)
+  end
+  for i = 1, count do
+    local key, at = KEYS[i], 4 + (i - 1) * 5
     local kind, cost, each = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 4])
     local after = states[i] + cost * each
     if kind == 'leases' then

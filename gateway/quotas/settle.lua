@@ -1,13 +1,27 @@
 -- Change what a charge took, with no question of room, and end its leases.
--- KEYS: the state of each limit.
--- ARGV: the lease's name, the time of the charge in microseconds; then for each limit: kind, change, what taking one adds.
+-- KEYS: the state of each limit; then the mark of the gateway that asks (see charge.lua).
+-- ARGV: the lease's name, the time of the charge in microseconds, the trip and the place of a charge whose answer was lost (0: it was not);
+--       then for each limit: kind, change, what taking one adds.
+-- A lost charge is changed if the mark says that it took something, and once only; from then on it cannot be carried out any more.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local day = math.floor(time[1] / 86400)
-local charged_on = math.floor(tonumber(ARGV[2]) / 86400000000)
+local charged_us, lost_trip = tonumber(ARGV[2]), tonumber(ARGV[3])
 
-for i, key in ipairs(KEYS) do
-  local at = 2 + (i - 1) * 3
+if lost_trip > 0 then
+  local mark, place = KEYS[#KEYS], ',' .. ARGV[4] .. ','
+  local fence, trip, trip_us, places = string.match(redis.call('GET', mark) or '0:0:0:,', '^(%d+):(%d+):(%d+):(.*)$')
+  local took = tonumber(trip) == lost_trip and string.find(places, place, 1, true)
+  if took then places = string.gsub(places, place, ',', 1) end
+  if lost_trip > tonumber(fence) then fence = ARGV[3] end
+  redis.call('SET', mark, fence .. ':' .. trip .. ':' .. trip_us .. ':' .. places, 'EX', 86400)
+  if not took then return 0 end
+  charged_us = tonumber(trip_us)
+end
+local charged_on = math.floor(charged_us / 86400000000)
+
+for i = 1, #KEYS - 1 do
+  local key, at = KEYS[i], 4 + (i - 1) * 3
   local kind, change, each = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   if kind == 'leases' then
     redis.call('ZREM', key, ARGV[1])

@@ -2,11 +2,15 @@
 
 Charges of one turn of the event loop travel together, and those that come while an answer is awaited go with the next: so a request waits
 for one round trip, and a busy gateway makes far fewer of them than it serves requests.
+
+A trip whose answer never came may have been carried out, or may be yet: Redis reads what was sent to it while it stood still. Its charges
+are given back before anything else is asked of Redis, those that took something and no others; each is so once, however often it is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +20,7 @@ from redis.exceptions import NoScriptError
 
 from gateway.quotas.rules import Reply
 from gateway.quotas.script import Script
-from gateway.redis import RedisAway
+from gateway.redis import PREFIX, RedisAway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +48,17 @@ class _Order:
     arguments: list[Any]
     future: asyncio.Future[Reply] | None = None
     undo: _Order | None = None
-    """What gives back what a charge took whose caller has gone meanwhile."""
+    """What gives back what a charge took whose caller has gone meanwhile, or whose answer was lost."""
+
+    def number(self, trip: int, place: int) -> None:
+        """Say which trip a charge is on, and as what; what undoes it looks for it there."""
+        self.arguments[2:4] = trip, place
+        if self.undo is not None:
+            self.undo.arguments[2:4] = trip, place
+
+    def date(self, charged_us: float) -> None:
+        """Say when the charge was made that this changes: its answer came, so it need not be looked for."""
+        self.arguments[1:4] = charged_us, 0, 0
 
 
 class SharedStore:
@@ -60,6 +74,12 @@ class SharedStore:
         self._forgotten = forgotten
         self._waiting: list[_Order] = []
         self._task: asyncio.Task[None] | None = None
+        self._mark = f"{PREFIX}gateway:{secrets.token_hex(8)}"
+        """Where Redis notes which charges of the last trip took something."""
+        self._trip = 0
+        self._unanswered: list[_Order] = []
+        """What undoes the charges of a trip that is under way or was lost."""
+        redis.listen(self._take_back)
 
     async def charge(
         self, rules: Sequence[Rule], costs: Sequence[float], lease: str, lease_us: float, floors: Sequence[float] | None = None
@@ -74,21 +94,22 @@ class SharedStore:
             for rule, cost, floor in zip(rules, costs, floors or [0.0] * len(rules), strict=True)
         )
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        undo = _settlement(rules, [-cost for cost in costs], lease)
-        self._order(_Order(CHARGE, [rule.key for rule in rules], [lease, lease_us, *chain.from_iterable(parts)], future, undo))
+        undo = self._settlement(rules, [-cost for cost in costs], lease)
+        keys = [*(rule.key for rule in rules), self._mark]
+        self._order(_Order(CHARGE, keys, [lease, lease_us, 0, 0, *chain.from_iterable(parts)], future, undo))
         try:
             return await future
         except asyncio.CancelledError:
             if not future.cancelled() and future.exception() is None and future.result().allowed:  # it had just been carried out
-                undo.arguments[1] = future.result().now_us
+                undo.date(future.result().now_us)
                 self._order(undo)
             raise
 
     def settle(self, rules: Sequence[Rule], changes: Sequence[float], lease: str, charged_us: float) -> None:
         """Change what a charge took by so much of each rule, and end its leases, soon; nobody waits for it."""
         if self._redis.available and len(self._waiting) < MOST_WAITING:
-            order = _settlement(rules, changes, lease)
-            order.arguments[1] = charged_us
+            order = self._settlement(rules, changes, lease)
+            order.date(charged_us)
             self._order(order)
 
     async def drain(self) -> None:
@@ -98,15 +119,23 @@ class SharedStore:
 
     def _order(self, order: _Order) -> None:
         self._waiting.append(order)
+        self._begin()
+
+    def _take_back(self) -> None:
+        """Give back what a lost trip charged, as soon as Redis is there; until then others would wait for its leases."""
+        if self._unanswered and self._redis.available:
+            self._begin()
+
+    def _begin(self) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._carry_out())
 
     async def _carry_out(self) -> None:
         try:
-            while self._waiting:
+            while self._waiting or (self._unanswered and self._redis.available):
                 orders = [order for order in self._waiting[:MOST_AT_ONCE] if order.future is None or not order.future.cancelled()]
                 del self._waiting[:MOST_AT_ONCE]
-                if not orders:
+                if not orders and not self._unanswered:
                     continue
                 await self._carry(orders)
         finally:
@@ -131,11 +160,24 @@ class SharedStore:
         if not order.future.cancelled():
             order.future.set_result(found)
         elif found.allowed and order.undo is not None:
-            order.undo.arguments[1] = found.now_us
+            order.undo.date(found.now_us)
             self._waiting.append(order.undo)
 
     async def _run(self, orders: Sequence[_Order], client: Redis) -> list[Any]:
-        """Run each order's script and return what they say. A server that restarted gets the scripts again."""
+        """Run each order's script and return what they say, after all that an earlier trip left to be undone."""
+        if self._unanswered:
+            await self._execute(self._unanswered, client)
+        self._trip += 1
+        for place, order in enumerate(orders):
+            if order.undo is not None:
+                order.number(self._trip, place)
+        self._unanswered = [order.undo for order in orders if order.undo is not None]
+        replies = await self._execute(orders, client)
+        self._unanswered = []
+        return replies
+
+    async def _execute(self, orders: Sequence[_Order], client: Redis) -> list[Any]:
+        """Run scripts in one round trip. A server that restarted gets them again."""
         replies = await _send(orders, client)
         unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
@@ -149,10 +191,9 @@ class SharedStore:
                 raise reply
         return replies
 
-
-def _settlement(rules: Sequence[Rule], changes: Sequence[float], lease: str) -> _Order:
-    parts = ((rule.kind, change, rule.each) for rule, change in zip(rules, changes, strict=True))
-    return _Order(SETTLE, [rule.key for rule in rules], [lease, 0.0, *chain.from_iterable(parts)])
+    def _settlement(self, rules: Sequence[Rule], changes: Sequence[float], lease: str) -> _Order:
+        parts = ((rule.kind, change, rule.each) for rule, change in zip(rules, changes, strict=True))
+        return _Order(SETTLE, [*(rule.key for rule in rules), self._mark], [lease, 0.0, 0, 0, *chain.from_iterable(parts)])
 
 
 async def _send(orders: Sequence[_Order], client: Redis) -> list[Any]:

@@ -339,7 +339,7 @@ async def test_two_gateways_and_fifty_callers_never_exceed_one_keys_limit(limite
     capacity, each_second, cost = 400, 20.0, 2 * CAT_TOKENS
     limits = f"default: {{tokens_per_minute: {capacity}}}"
     async with AsyncExitStack() as stack:
-        doors = [await stack.enter_async_context(limited(limits, redis_url=redis.url)) for _ in range(2)]
+        doors = [await stack.enter_async_context(limited(limits, redis_url=redis.url, redis_timeout_seconds=5.0)) for _ in range(2)]
         for door in doors:
             await door.until_serving()
         started = time.monotonic()

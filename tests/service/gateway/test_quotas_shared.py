@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from gateway.quotas import shared as shared_module
+from gateway.quotas.ledger import Ledger
+from gateway.quotas.plan import Plan
 from gateway.quotas.rules import SECOND_US, Rule
 from gateway.quotas.script import Script
 from gateway.quotas.shared import SharedStore
+from gateway.quotas.usage import Usage
 from gateway.redis import RedisAway, SharedRedis
 from quadrate.telemetry import Metrics
 from tests.processes import eventually
@@ -21,7 +27,7 @@ from tests.quota_model import StoreMachine
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from gateway.quotas.rules import Reply
@@ -41,6 +47,13 @@ async def server(require_program: Callable[[str], str], tmp_path: Path) -> Async
 async def redis(server: RedisServer) -> AsyncIterator[SharedRedis]:
     """A connection to it."""
     async with SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def redis_in_a_hurry(server: RedisServer) -> AsyncIterator[SharedRedis]:
+    """A connection that soon gives up."""
+    async with SharedRedis(server.url, timeout_seconds=0.3, metrics=Metrics("router")) as redis:
         yield redis
 
 
@@ -96,6 +109,18 @@ def bucket(capacity: float = 10.0, each: float = 60.0 * SECOND_US) -> Rule:
 def leases(capacity: float = 2.0) -> Rule:
     """A limit of requests under way."""
     return Rule(kind="leases", key="quadrate:quota:l", name="concurrent_requests", counts="requests", capacity=capacity, largest=capacity)
+
+
+def day(capacity: float = 100.0) -> Rule:
+    """A sum of tokens."""
+    return Rule(kind="day", key="quadrate:quota:d", name="tokens_per_day", counts="tokens", capacity=capacity, largest=capacity)
+
+
+async def becomes(value: Callable[[], Awaitable[Any]], wanted: Any) -> None:
+    """Wait until an answer is what it should be."""
+    async with asyncio.timeout(10):
+        while await value() != wanted:
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.usefixtures("moved_clock")
@@ -208,3 +233,98 @@ async def test_a_lost_store_is_told_to_all_who_wait(redis: SharedRedis, server: 
     await server.start()
     await eventually(lambda: redis.available, "the store is found again")
     assert (await store.charge([bucket()], [1.0], "", 0.0)).allowed
+
+
+async def test_a_charge_whose_answer_is_lost_is_given_back(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+    """Redis reads it when it goes on, long after its caller was told to do without."""
+    redis, rules = redis_in_a_hurry, [bucket(10.0), leases(3.0), day()]
+    store = SharedStore(redis)
+    assert (await store.charge(rules, [2.0, 1.0, 5.0], "answered", 60e6)).allowed
+    server.pause()
+    lost = [store.charge(rules, [3.0, 1.0, 7.0], f"lost-{number}", 60e6) for number in range(2)]
+    outcomes = await asyncio.gather(*lost, return_exceptions=True)
+    assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
+    server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    await store.drain()  # nobody need ask for anything
+    reply = await SharedStore(redis).charge(rules, [0.0, 0.0, 0.0], "", 0.0)
+    assert [reply.states[0] / 60e6, *reply.states[1:]] == [pytest.approx(2.0, abs=0.1), 1.0, 5.0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_only_what_was_carried_out_is_given_back_and_only_once(
+    redis: SharedRedis, server: RedisServer, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Of a trip whose answer is lost after Redis did it, as is the answer to what gives it back."""
+    store, rules = SharedStore(redis), [bucket(10.0), leases(2.0)]
+    await store.charge(rules, [1.0, 1.0], "answered", 60e6)
+    send, losses = shared_module._send, itertools.count()
+
+    async def lose_the_answer(*arguments: Any) -> list[Any]:
+        replies = await send(*arguments)
+        if next(losses) < times:
+            raise TimeoutError
+        return replies
+
+    monkeypatch.setattr(shared_module, "_send", lose_the_answer)
+    charges = [store.charge(rules, [cost, 1.0], f"lost-{cost}", 60e6) for cost in (20.0, 4.0, 3.0)]  # of which the second has room
+    outcomes = await asyncio.gather(*charges, return_exceptions=True)
+    assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
+    await eventually(lambda: redis.available and next(losses) > times, "the store is found again, and asked")
+    await store.drain()
+    reply = await store.charge(rules, [2.0, 1.0], "after", 60e6)
+    assert [reply.states[0] / 60e6, reply.states[1]] == [pytest.approx(1.0, abs=0.1), 1.0]
+    async with server.client() as client:
+        assert sorted(await client.zrange("quadrate:quota:l", 0, -1)) == ["after", "answered"]
+
+
+async def test_what_was_given_up_is_not_carried_out_any_more(redis: SharedRedis, server: RedisServer) -> None:
+    """A packet that arrives after its charge was given back finds the trip closed."""
+    store = SharedStore(redis)
+    await store.charge([bucket()], [1.0], "", 0.0)
+    parts = ["bucket", 1.0, 10.0, 60e6, 0.0]
+    async with server.client() as client:
+        undo = ["", 0, 2, 0, "bucket", -1.0, 60e6]
+        assert await client.evalsha(shared_module.SETTLE.digest, 2, "quadrate:quota:x", store._mark, *undo) == 0
+        with pytest.raises(ResponseError, match="LATE"):
+            await client.evalsha(shared_module.CHARGE.digest, 2, "quadrate:quota:x", store._mark, "", 0.0, 2, 0, *parts)
+
+
+async def test_a_request_counted_here_while_redis_stood_still_is_counted_once(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+    """What Redis carried out late goes, what this gateway counted is told, and what a failed request gave back stays given back."""
+    redis = redis_in_a_hurry
+    ledger, plan = Ledger(redis, lambda: 1, Metrics("router")), Plan((bucket(100.0),))
+    await ledger.charge(plan, [10.0], "", 0.0)
+    server.pause()
+    kept, failed = [await ledger.charge(plan, [cost], "", 0.0) for cost in (5.0, 20.0)]
+    assert not kept.is_shared
+    ledger.settle(failed, [-20.0], "")
+    server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    after = await ledger.charge(plan, [1.0], "", 0.0)
+    assert after.is_shared
+    assert after.reply.states[0] / 60e6 == pytest.approx(15.0, abs=0.1)
+
+
+async def test_use_is_handed_over_once(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+    """Redis adds it when it goes on, and is handed it again by a gateway that has heard nothing."""
+    redis, day = redis_in_a_hurry, dt.date(2026, 1, 1)
+    usage, other = (Usage(redis, lambda: day) for _ in range(2))
+    usage.row("alice", "minilm").tokens += 3
+    await usage.hand_over()
+    usage.row("alice", "minilm").tokens += 4
+    server.pause()
+    with pytest.raises(RedisAway):
+        await usage.hand_over()
+    usage.row("alice", "minilm").tokens += 10
+    assert usage.here(day)["alice", "minilm"].tokens == 14, "what may not have arrived, and what is new"
+    server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    async with server.client() as client:
+        await becomes(lambda: client.hget("quadrate:usage:2026-01-01", "alice minilm tokens"), "7")
+    assert (await usage.read(day))["alice", "minilm"].tokens == 17
+    other.row("alice", "minilm").tokens += 100
+    await other.hand_over()
+    await usage.hand_over()
+    assert (await usage.read(day))["alice", "minilm"].tokens == 117
+    assert (await other.read(day))["alice", "minilm"].tokens == 117
