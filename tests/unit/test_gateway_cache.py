@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gateway.cache import embeddings, keys, scores
 from gateway.cache.cache import Wish, wish
 from gateway.cache.memory import ENTRY_BYTES, Memory
+from gateway.cache.shared import SEAL_BYTES, seal, unseal
 from gateway.upstreams.errand import Errand
 from quadrate.testing.worker import fake_card
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
@@ -166,6 +167,18 @@ def test_cache_control_is_read_as_the_rfc_says(said: str | None, meant: Wish) ->
         metadata = {} if said is None else {"cache-control": said}
 
     assert wish(_Call()) is meant  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=64), st.data())
+def test_a_value_is_read_only_as_it_was_written(value: bytes, data: st.DataObject) -> None:
+    """Cut, lengthened, with another byte, or under another key it is unknown; what was written comes back."""
+    sealed = seal(b"key", value)
+    assert len(sealed) == len(value) + SEAL_BYTES
+    assert unseal(b"key", sealed) == value
+    place = data.draw(st.integers(0, len(sealed) - 1))
+    flipped = bytes([*sealed[:place], sealed[place] ^ data.draw(st.integers(1, 255)), *sealed[place + 1 :]])
+    assert [unseal(b"key", other) for other in (flipped, sealed[:place], sealed + b"0", value, b"")] == [None] * 5
+    assert unseal(b"other", sealed) is None
 
 
 def test_embeddings_come_together_as_they_were_apart() -> None:

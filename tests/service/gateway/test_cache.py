@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 import pytest
+from redis.asyncio import Redis
 
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 from tests.redis_server import RedisServer
@@ -195,3 +196,49 @@ async def test_gateways_share_what_they_know(
         redis.kill()
         assert (await told(two.embed.Embed(embed("other"))))[1] is None
         assert (await told(two.embed.Embed(embed("abc"))))[1] == "hit"
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x0a\x05abc", "cut", "of another key", "a list"])
+async def test_what_redis_holds_and_no_gateway_wrote_is_unknown(
+    open_door: Callable[..., Any],
+    worker: FakeWorker,
+    tmp_path: Path,
+    require_program: Callable[[str], str],
+    garbage: bytes | str,
+) -> None:
+    """A value that cannot be read is computed again and written over; no caller sees more of it than a miss."""
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(RedisServer(require_program("redis-server"), tmp_path))
+        given = {**ROOM, "cache_redis": True, "redis_url": pydantic.SecretStr(redis.url)}
+        one, two, three = [await stack.enter_async_context(open_door(routing(worker), **given)) for _ in range(3)]
+        for door in (one, two, three):
+            await door.until_serving()
+        client = await stack.enter_async_context(Redis.from_url(redis.url, protocol=2))
+        first = await one.embed.Embed(embed("abc"))
+        name = await the_key(client)
+        written = await client.get(name)
+        await put_garbage(client, name, garbage, written)
+        second, word = await told(two.embed.Embed(embed("abc")))
+        assert (word, second.embeddings) == (None, first.embeddings)
+        async with asyncio.timeout(10):
+            while await client.type(name) != b"string" or await client.get(name) != written:
+                await asyncio.sleep(0.01)
+        assert (await told(three.embed.Embed(embed("abc"))))[1] == "hit"
+
+
+async def the_key(client: Redis) -> bytes:
+    """Return the name of the only entry, once it is there."""
+    async with asyncio.timeout(10):
+        while not (names := await client.keys("quadrate:cache:*")):
+            await asyncio.sleep(0.01)
+    (name,) = names
+    return bytes(name)
+
+
+async def put_garbage(client: Redis, name: bytes, garbage: bytes | str, written: bytes) -> None:
+    """Put something else where a gateway wrote."""
+    if garbage == "a list":
+        await client.delete(name)
+        await client.lpush(name, "x")
+    else:
+        await client.set(name, {"cut": written[:-3], "of another key": b"\0" + written[1:]}.get(str(garbage), garbage))
