@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gateway.reading import as_texts, check_ids, check_reader, check_total, fit, not_counted, prompt_for, tokenize, truncation_for
+from gateway.reading import as_texts, bounds, check_ids, check_reader, check_total, fit, not_counted, prompt_for, tokenize, truncation_for
 from gateway.upstreams.errand import Errand
 from gateway.upstreams.table import EMBED
 from gateway.work import check_contents
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.auth.principal import Principal
     from gateway.cache.recall import Recall
     from gateway.dispatch import Dispatch
+    from gateway.quotas.bounds import Bounds
     from gateway.reading import Tokens
     from gateway.upstreams.facts import Facts
     from gateway.upstreams.pool import Pool
@@ -70,7 +71,7 @@ class Embedding:
         pool = self._routes.find(EMBED, work.model, principal)
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.contents)
-        self._dispatch.admit(pool, principal, call)
+        self._dispatch.admit(pool, principal, call, lambda: _bounds(work, pool.facts, call))
         check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
         check_reader(work.tokenizer_sha256, pool.facts)
         check_ids(work.contents, pool.facts, work.name)
@@ -85,6 +86,12 @@ class Embedding:
         check_total(tokens.total, self._max_request_tokens, names=work.names)
         tokens.seconds = time.perf_counter() - started
         return tokens
+
+
+def _bounds(work: EmbedWork, facts: Facts, call: Call) -> Bounds:
+    reading, card = work.reading, facts.card
+    words = (reading.prompt or "", reading.instruction or "", card.instruction_template, *card.prompts.values())
+    return bounds(len(work.contents), facts.tokenizer, call, special_count=facts.tokenizer.special_count, words=words)
 
 
 def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
@@ -166,8 +173,9 @@ def _check_json_size(tokens: Tokens, wanted: Wanted | None, card: Model, call: C
     """Refuse multi-vectors that would be too much as JSON. gRPC takes more, up to the worker's own limit."""
     if wanted is None or options_pb2.MULTI_VECTOR not in wanted.outputs or call.surface != "rest":
         return
+    width = card.multi_vector_dimensions or card.dimensions  # a worker that does not tell the first has rows as wide as its vectors
     is_float32 = wanted.value_type in FLOAT32S
-    size = tokens.total * (card.dimensions * _FLOAT_CHARACTERS if is_float32 else row_bytes(card.dimensions, wanted.value_type) * 4 // 3)
+    size = tokens.total * (width * _FLOAT_CHARACTERS if is_float32 else row_bytes(width, wanted.value_type) * 4 // 3)
     if size > MAX_JSON_BYTES:
         raise InvalidArgument(
             f"The answer would have about {size} bytes of JSON; at most {MAX_JSON_BYTES} are sent. Send fewer or shorter inputs in one "

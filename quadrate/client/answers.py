@@ -302,6 +302,7 @@ class Model:
     memory_mib: int | None
     activation: str
     fingerprint: str
+    multi_vector_dimensions: int | None
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> Self:

@@ -64,8 +64,13 @@ def fake_vector(ids: Sequence[int], width: int = WIDTH) -> npt.NDArray[np.float3
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
-def fake_embedding(request: embed_pb2.EmbedRequest, ids: Sequence[int], width: int) -> embed_pb2.Embedding:
-    """Return the forms that a request asks for of content ids: a multi-vector has a row for each id, a sparse vector a weight of 1."""
+def fake_embedding(
+    request: embed_pb2.EmbedRequest, ids: Sequence[int], width: int, *, multi_vector_width: int | None = None
+) -> embed_pb2.Embedding:
+    """Return the forms that a request asks for of content ids: a multi-vector has a row for each id, a sparse vector a weight of 1.
+
+    Rows are as wide as the dense vector unless another width is given.
+    """
     found = embed_pb2.Embedding()
     outputs = request.outputs or [options_pb2.DENSE]
     is_float32 = request.value_type in FLOAT32S
@@ -76,7 +81,7 @@ def fake_embedding(request: embed_pb2.EmbedRequest, ids: Sequence[int], width: i
         unique = sorted(set(ids))
         found.sparse.CopyFrom(embed_pb2.SparseVector(token_ids=unique, weights=[1.0] * len(unique)))
     if options_pb2.MULTI_VECTOR in outputs:
-        rows = convert(np.stack([fake_vector([token], width) for token in ids]), request.value_type)
+        rows = convert(np.stack([fake_vector([token], multi_vector_width or width) for token in ids]), request.value_type)
         found.multi_vector.CopyFrom(embed_pb2.MultiVector(rows=rows.shape[0], width=rows.shape[1]))
         if is_float32:
             found.multi_vector.values.extend(rows.ravel().tolist())
@@ -179,7 +184,8 @@ class _Embed:
         answer = embed_pb2.EmbedResponse(model=request.model, provenance=_provenance(card))
         for place, item in enumerate(request.inputs):
             usage = options_pb2.Usage(tokens=len(item.token_ids.ids) + 2, tokens_cut=0)
-            answer.embeddings.add(index=place, usage=usage).MergeFrom(fake_embedding(request, item.token_ids.ids, card.dimensions))
+            found = fake_embedding(request, item.token_ids.ids, card.dimensions, multi_vector_width=card.multi_vector_dimensions)
+            answer.embeddings.add(index=place, usage=usage).MergeFrom(found)
         answer.usage.tokens = sum(found.usage.tokens for found in answer.embeddings)
         answer.timings.inference_seconds = 0.0
         return answer

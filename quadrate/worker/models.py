@@ -111,6 +111,8 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
             answer.dimensions = given.width
             answer.matryoshka_dimensions.extend(given.matryoshka)
             answer.normalized = given.normalized
+        if "multi_vector" in model.forms:
+            answer.multi_vector_dimensions = model.forms["multi_vector"].width
         answer.instruction_template = facts.instruction_template
     else:
         answer.activation = activation_of(SCORINGS[card.scoring or ""], facts)

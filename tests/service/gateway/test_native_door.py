@@ -184,10 +184,12 @@ async def test_an_instruction_goes_before_queries(open_door: Callable[..., Any])
         assert failure.param == "instruction"
 
 
-async def test_multi_vectors_that_json_cannot_carry_are_refused_on_rest_alone(open_door: Callable[..., Any]) -> None:
-    """The edge writes at most 64 MiB; gRPC takes them, and so does a smaller value type."""
-    card = fake_card("fake", outputs=[options_pb2.MULTI_VECTOR], max_tokens=8192)
-    card.dimensions = 4096
+@pytest.mark.parametrize("widths", [{"dimensions": 4096}, {"dimensions": 8, "multi_vector_dimensions": 4096}])
+async def test_multi_vectors_that_json_cannot_carry_are_refused_on_rest_alone(
+    open_door: Callable[..., Any], widths: dict[str, int]
+) -> None:
+    """The edge writes at most 64 MiB; gRPC takes them, and so does a smaller value type. It is the rows' width that counts."""
+    card = fake_card("fake", outputs=[options_pb2.MULTI_VECTOR], max_tokens=8192, **widths)
     async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
         await door.until_serving()
         big = request("cat " * 1500, outputs=[options_pb2.MULTI_VECTOR])
@@ -197,6 +199,16 @@ async def test_multi_vectors_that_json_cannot_carry_are_refused_on_rest_alone(op
         assert worker.received == []
         big.value_type = options_pb2.BINARY
         assert (await door.embed.Embed(big, metadata=over_rest)).embeddings[0].multi_vector.rows == 1500
+
+
+async def test_multi_vectors_of_narrow_rows_are_not_refused_for_their_dense_vectors(open_door: Callable[..., Any]) -> None:
+    """A model may be wide and give narrow rows."""
+    card = fake_card("fake", outputs=[options_pb2.MULTI_VECTOR], max_tokens=8192, dimensions=4096, multi_vector_dimensions=8)
+    async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        long = request("cat " * 1500, outputs=[options_pb2.MULTI_VECTOR])
+        answer = await door.embed.Embed(long, metadata=(("x-envoy-original-path", "/quadrate/v1/embed"),))
+        assert (answer.embeddings[0].multi_vector.rows, answer.embeddings[0].multi_vector.width) == (1500, 8)
 
 
 @pytest.mark.parametrize(

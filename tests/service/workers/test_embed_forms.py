@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from quadrate.testing.model_folder import tiny_config, tiny_weights
+from quadrate.testing.model_folder import WIDTH, tiny_config, tiny_weights
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 from quadrate.v1.options_pb2 import DENSE, MULTI_VECTOR, SPARSE
 from quadrate.vectors import DTYPES, convert
@@ -30,12 +30,17 @@ ALL = [DENSE, SPARSE, MULTI_VECTOR]
 
 @pytest.fixture
 def heads(tmp_path: Path) -> Path:
+    """A catalogue of the two."""
+    return write_catalogue(tmp_path)
+
+
+def write_catalogue(tmp_path: Path, *, multi_vector_width: int = WIDTH) -> Path:
     """Write a catalogue of the two and return its path."""
     cards: dict[str, Any] = {
         "three": {"served_name": "tests/three", "task": "embed", "matryoshka_dimensions": [16], "instruction": "find {instruction}: "},
         "splade": {"served_name": "tests/splade", "task": "embed"},
     }
-    cards["three"]["source"] = {"type": "folder", "path": str(write_bge_m3(tmp_path / "three"))}
+    cards["three"]["source"] = {"type": "folder", "path": str(write_bge_m3(tmp_path / "three", multi_vector_width=multi_vector_width))}
     cards["splade"]["source"] = {"type": "folder", "path": str(write_splade(tmp_path / "splade"))}
     path = tmp_path / "heads.yaml"
     path.write_text(json.dumps({"models": cards}))  # JSON is YAML
@@ -82,6 +87,15 @@ async def test_weights_and_rows_are_of_words(heads: Path) -> None:
         assert min(sparse(entry).values(), default=1) > 0
         assert entry.multi_vector.rows == len(ids) - 1 == entry.usage.tokens - 1
         np.testing.assert_allclose(np.linalg.norm(rows(entry), axis=1), 1, atol=1e-5)
+
+
+async def test_a_card_tells_how_wide_rows_are(tmp_path: Path) -> None:
+    """They may be narrower than the dense vector; a model without rows has no such width."""
+    path = write_catalogue(tmp_path, multi_vector_width=24)
+    async with running("embed", path, "three", "splade") as made:
+        cards = (await made.models.ListModels(model_pb2.ListModelsRequest())).models
+    told = {card.name: (card.dimensions, card.multi_vector_dimensions, card.HasField("multi_vector_dimensions")) for card in cards}
+    assert told == {"three": (32, 24, True), "splade": (0, 0, False)}
 
 
 @pytest.mark.parametrize("value_type", [number for number in options_pb2.ValueType.values() if number != options_pb2.FLOAT32 and number])
