@@ -72,6 +72,8 @@ class Peer:
 
     protocol: Literal["grpc"] = "grpc"
     takes_canaries = True
+    told = None
+    """See HttpPeer: a worker that does not serve tells so itself."""
     gate = None
     """A worker refuses what it has no room for, and shares fairly, by itself."""
 

@@ -20,7 +20,7 @@ from gateway.upstreams.outliers import FAILURES_IN_ROW, JUDGE_SECONDS, fault, mo
 from gateway.upstreams.peers import Lost
 from gateway.upstreams.replica import TooSlow
 from gateway.upstreams.retries import MOST_TRIES, RetryBudget, pause_seconds
-from quadrate.errors import Overloaded, Unavailable
+from quadrate.errors import Overloaded, Unavailable, UpstreamFailed
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SHORT_TOKENS = 512
 """Requests of more tokens are not sent twice: they take long because they are long."""
+AWAY_RETRY_SECONDS = 1.0
 _CLOCK_SECONDS = 0.01
 """Timers may be so much early by another clock."""
 
@@ -148,7 +149,9 @@ class Pool:
         self._budget.deposit()
         replica = self._pick(errand, call)
         if replica is None:
-            raise self._full(errand, call) or self.unavailable()
+            failure = self._full(errand, call) or self.unavailable()
+            call.has_tried = isinstance(failure, UpstreamFailed)  # another gateway would hear the same of the server
+            raise failure
         call.log["upstream"] = replica.peer.target
         try:
             if self._hedge_after_seconds is not None and errand.tokens <= SHORT_TOKENS:
@@ -219,9 +222,13 @@ class Pool:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def unavailable(self) -> Unavailable:
-        """Return the error for a model that nobody serves now."""
+        """Return the error for a model that nobody serves now: where all its servers answer nonsense, what the first of them answered."""
+        told = [_told(replica) for replica in self.replicas]
+        if told and (first := told[0]) is not None and all(type(one) is type(first) for one in told):
+            return type(first)(first.message, retry_after_seconds=first.retry_after_seconds or AWAY_RETRY_SECONDS)
         return Unavailable(
-            f"No worker serves the model '{self.alias}' at the moment. Try again; /health/ready says why.", retry_after_seconds=1.0
+            f"No worker serves the model '{self.alias}' at the moment. Try again; /health/ready says why.",
+            retry_after_seconds=AWAY_RETRY_SECONDS,
         )
 
     def check_room(self, errand: Errand, call: Call) -> None:
@@ -266,6 +273,11 @@ def _take_in(pool: weakref.ref[Pool]) -> None:
     found = pool()
     if found is not None:
         found.take_in()
+
+
+def _told(replica: Replica) -> Unavailable | None:
+    """Return what callers are told of a server that is there, and does not serve because of what it answers; None of any other."""
+    return next((peer.told for peer in replica.peers if peer.told is not None), None) if replica.facts is None else None
 
 
 def _closed_seconds(replica: Replica, errand: Errand, call: Call) -> float:

@@ -153,6 +153,11 @@ def failure(reply: Reply) -> QuadrateError:
     return UpstreamFailed(f"The server that serves this model failed (HTTP {status}). Try again; tell the operator if it lasts.")
 
 
+def no_answer(what: object) -> UpstreamFailed:
+    """Return the error for an answer of which `what` says what is wrong, as in `is a page, not JSON`."""
+    return UpstreamFailed(f"The answer of the server that serves this model {what}. Tell the operator.")
+
+
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that `retry-after-ms` or `retry-after` names, the latter as a number or a date."""
     try:

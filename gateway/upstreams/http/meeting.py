@@ -9,8 +9,9 @@ import numpy as np
 import orjson
 
 from gateway.upstreams.facts import PeerAway
+from gateway.upstreams.http.exchange import failure, no_answer
 from gateway.upstreams.http.shapes import ShapeError, embeddings_body, read_scores, read_vectors, rerank_body
-from quadrate.errors import DeadlineExceeded, QuadrateError, Unavailable, UpstreamFailed
+from quadrate.errors import DeadlineExceeded, InvalidArgument, QuadrateError, Unavailable, UpstreamFailed
 from quadrate.v1 import model_pb2
 
 if TYPE_CHECKING:
@@ -33,7 +34,16 @@ _OF_THE_SHAPE = frozenset({400, 404, 405, 410, 415, 422})
 
 
 class Refused(PeerAway):
-    """A server that is there, and answers with what is no answer."""
+    """A server that is there, and answers with what is no answer.
+
+    Args:
+        reason: For readiness and logs, as every PeerAway's. It may repeat what the server says.
+        told: What callers are told as long as it answers so. It repeats nothing.
+    """
+
+    def __init__(self, reason: str, told: Unavailable) -> None:
+        super().__init__(reason)
+        self.told = told
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ async def meet(exchange: Exchange, dialects: Iterable[Dialect], *, task: int, mo
         refusals.append((dialect, reply))
         if reply.status not in _OF_THE_SHAPE:
             break
-    raise Refused(_explain(refusals, model))
+    raise _refused(refusals, model)
 
 
 async def _ask(exchange: Exchange, dialect: Dialect, task: int, model: str, deadline: float) -> Reply:
@@ -83,7 +93,7 @@ async def _ask(exchange: Exchange, dialect: Dialect, task: int, model: str, dead
     try:
         return await exchange.post(dialect.path, body, deadline=deadline, headers={}, most_bytes=_MOST_BYTES)
     except UpstreamFailed as exc:
-        raise Refused(exc.message) from exc
+        raise Refused(exc.message, exc) from exc
     except DeadlineExceeded as exc:
         raise PeerAway("it did not answer in time") from exc
     except Unavailable as exc:
@@ -99,28 +109,48 @@ def _read(reply: Reply, dialect: Dialect, task: int) -> Met:
             return Met(dialect)
         rows = read_vectors(reply.data, 1).rows
     except ShapeError as exc:
-        raise Refused(f"its answer at {dialect.path} {exc}") from exc
+        raise Refused(f"its answer at {dialect.path} {exc}", no_answer(exc)) from exc
     return Met(dialect, rows.shape[1], bool(abs(np.linalg.norm(rows[0]) - 1) < _UNIT_TOLERANCE))
 
 
 def _checked(met: Met, width: int | None) -> Met:
     if width is not None and met.width != width:
-        raise Refused(f"its vectors have {met.width} values, and had, or are to have, {width}")
+        told = no_answer(f"holds vectors of {met.width} values where {width} are due")
+        raise Refused(f"its vectors have {met.width} values, and had, or are to have, {width}", told)
     return met
 
 
-def _explain(refusals: list[tuple[Dialect, Reply]], model: str) -> str:
-    """Say what a server answered, by the refusal that tells most."""
+def _refused(refusals: list[tuple[Dialect, Reply]], model: str) -> Refused:
+    """Return what a server's refusals come to, by the one that tells most."""
     telling = [(dialect, reply) for dialect, reply in refusals if reply.status not in _OF_THE_PATH]
     dialect, reply = telling[-1] if telling else refusals[0]
-    where = f"it answers HTTP {reply.status} at {dialect.path}"
+    paths = ", ".join(dict.fromkeys(dialect.path for dialect, _ in refusals))
+    return Refused(_explain(reply, dialect.path) if telling else _without_api(reply, paths, model), _told(reply))
+
+
+def _told(reply: Reply) -> Unavailable:
+    """Return what callers are told of a server that refuses what we ask it ourselves: what is wrong with that is no caller's fault."""
+    found = failure(reply)
+    if isinstance(found, Unavailable):
+        return found
+    if isinstance(found, InvalidArgument):
+        return UpstreamFailed(f"The server that serves this model refuses whatever it is asked (HTTP {reply.status}). Tell the operator.")
+    return Unavailable(found.message, retry_after_seconds=found.retry_after_seconds)
+
+
+def _explain(reply: Reply, path: str) -> str:
+    where = f"it answers HTTP {reply.status} at {path}"
     if reply.status in _OF_THE_KEY:
         return f"{where}: is the key that api_key_env names the right one?"
-    said = f": {message}" if (message := _message(reply)) else ""
-    if telling:
-        return f"{where}{said}"
-    paths = ", ".join(dict.fromkeys(dialect.path for dialect, _ in refusals))
-    return f"it answers HTTP {reply.status} at {paths}{said}; is its API there, and does it have the model {model!r}?"
+    return f"{where}{_said(reply)}"
+
+
+def _without_api(reply: Reply, paths: str, model: str) -> str:
+    return f"it answers HTTP {reply.status} at {paths}{_said(reply)}; is its API there, and does it have the model {model!r}?"
+
+
+def _said(reply: Reply) -> str:
+    return f": {message}" if (message := _message(reply)) else ""
 
 
 def _message(reply: Reply) -> str:

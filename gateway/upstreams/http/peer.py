@@ -17,12 +17,12 @@ from gateway.overload.gate import Gate
 from gateway.upstreams.facts import Facts, PeerAway
 from gateway.upstreams.http import answers
 from gateway.upstreams.http.dialect import candidates, root_of
-from gateway.upstreams.http.exchange import Exchange, failure
+from gateway.upstreams.http.exchange import Exchange, failure, no_answer
 from gateway.upstreams.http.meeting import Refused, meet
 from gateway.upstreams.http.shapes import ShapeError, embeddings_body, read_scores, read_vectors, rerank_body
 from gateway.upstreams.http.tokenizers import UPPER_BOUND
 from quadrate.config.routing import EmbeddingRoute
-from quadrate.errors import DeadlineExceeded, Unavailable, UpstreamFailed
+from quadrate.errors import DeadlineExceeded, Unavailable
 from quadrate.pairs import PairLayout
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 
@@ -109,8 +109,13 @@ class HttpPeer:
         self._width = route.dimensions if isinstance(route, EmbeddingRoute) else None
         self._answered = 0.0
         self._left_alone_until = 0.0
-        self._refusal = ""
+        self._refusal: Refused | None = None
         self._doubt = asyncio.Event()
+
+    @property
+    def told(self) -> Unavailable | None:
+        """What callers are told of a server that is there and answers with what is no answer, as long as it does; None if it does not."""
+        return None if self._refusal is None else self._refusal.told
 
     async def models(self, *, max_age_seconds: float = 0.0) -> list[model_pb2.Model]:  # noqa: ARG002 - as a worker's peer has it
         """Return the model's card; a server that is new, or was lost, is asked for an answer first. Raises PeerAway, TokenizerError."""
@@ -191,7 +196,7 @@ class HttpPeer:
             found = read(reply.data)
         except ShapeError as exc:
             self._doubt.set()
-            raise UpstreamFailed(f"The answer of the server that serves this model {exc}. Tell the operator.") from exc
+            raise no_answer(exc) from exc
         except (Unavailable, DeadlineExceeded):
             self._doubt.set()
             raise
@@ -217,17 +222,20 @@ class HttpPeer:
 
     async def _meet(self, seconds: float) -> Met:
         """Have the server answer once. Raises PeerAway."""
-        if time.monotonic() < self._left_alone_until:
-            raise Refused(self._refusal)
+        if self._refusal is not None and time.monotonic() < self._left_alone_until:
+            raise Refused(str(self._refusal), self._refusal.told)
         known = (self._dialect,) if self._dialect is not None else candidates(self._url, _name(self._task))
         deadline = asyncio.get_running_loop().time() + seconds
         try:
             met = await meet(self._exchange, known, task=self._task, model=self._model, width=self._width, deadline=deadline)
         except Refused as exc:
             self._dialect = None
-            self._refusal, self._left_alone_until = str(exc), time.monotonic() + REFUSED_PAUSE_SECONDS
+            self._refusal, self._left_alone_until = exc, time.monotonic() + REFUSED_PAUSE_SECONDS
             raise
-        self._dialect, self._width = met.dialect, met.width
+        except PeerAway:
+            self._refusal = None
+            raise
+        self._dialect, self._width, self._refusal = met.dialect, met.width, None
         return met
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,6 +238,50 @@ async def test_an_answer_that_is_none_is_a_502(open_door: Callable[..., Any], fa
         upstream.fault = None
         await door.until_serving()
         assert np.allclose((await door.embed.Embed(texts("cat"))).embeddings[0].values, vector("cat"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "expected"),
+    [
+        ({"fault": "page"}, "upstream_error", "is a page, not JSON"),
+        ({"width": 2 * WIDTH}, "upstream_error", f"holds vectors of {2 * WIDTH} values where {WIDTH} are due"),
+        ({"status": 401}, "upstream_error", "refused the gateway's key (HTTP 401)"),
+        ({"status": 500}, "upstream_error", "failed (HTTP 500)"),
+        ({"status": 503}, "unavailable", "cannot serve it now; try again later (HTTP 503)"),
+    ],
+)
+async def test_what_is_wrong_with_a_server_is_told_as_long_as_it_lasts(
+    open_door: Callable[..., Any], change: dict[str, Any], code: str, expected: str
+) -> None:
+    """The first caller hears of it by a request, those that follow by what the gateway knows, while there is nobody else to ask."""
+    async with HttpUpstream() as upstream, open_door(over_http_embeddings_alone("")(upstream)) as door:
+        await door.until_serving()
+        before = {name: getattr(upstream, name) for name in change}
+        for name, value in change.items():
+            setattr(upstream, name, value)
+        first = await refused(door.embed.Embed(texts("cat")))
+        await door.until(lambda: not any(pool.serving for pool in door.gateway.routes.pools))
+        asked = len(upstream.received)
+        later = [await refused(door.embed.Embed(texts("cat"))) for _ in range(3)]
+        assert [one.body["code"] for one in (first, *later)] == [code] * 4
+        assert all(expected in one.message for one in (first, *later)), [one.message for one in later]
+        assert not any(body["input"] == ["cat"] for body in upstream.received[asked:])
+        for name, value in before.items():
+            setattr(upstream, name, value)
+        await door.until_serving()
+
+
+async def test_a_server_that_went_altogether_is_unavailable(open_door: Callable[..., Any]) -> None:
+    """What it answered before counts no more: there is nobody to ask, which may pass."""
+    async with contextlib.AsyncExitStack() as ends:
+        upstream = await ends.enter_async_context(HttpUpstream())
+        async with open_door(over_http_embeddings_alone("")(upstream)) as door:
+            await door.until_serving()
+            upstream.fault = "page"
+            assert (await refused(door.embed.Embed(texts("cat")))).body["code"] == "upstream_error"
+            await ends.aclose()
+            await door.until(lambda: reasons(door) == {"cannot be reached"})
+            assert (await refused(door.embed.Embed(texts("cat")))).body["code"] == "unavailable"
 
 
 @pytest.mark.parametrize("fault", WRONG)
