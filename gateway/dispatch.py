@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.quotas.bounds import UNKNOWN
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.auth.principal import Principal
+    from gateway.quotas.bounds import Bounds
     from gateway.quotas.charge import Charge
     from gateway.quotas.quotas import Quotas
     from gateway.upstreams.errand import Errand
@@ -16,14 +21,24 @@ if TYPE_CHECKING:
 
 
 class Dispatch:
-    """Sends errands to workers."""
+    """Sends errands to workers.
 
-    def __init__(self, quotas: Quotas) -> None:
+    Args:
+        quotas: What each caller may use.
+        may_know: Whether answers of a pool may be known for a call, which then costs no tokens.
+    """
+
+    def __init__(self, quotas: Quotas, may_know: Callable[[Pool, Call], bool]) -> None:
         self._quotas = quotas
+        self._may_know = may_know
 
-    def admit(self, pool: Pool, principal: Principal, call: Call) -> None:
-        """Refuse a request whose caller's limits are known to be used up, before work goes into it. Raises QuotaExceeded."""
-        self._quotas.admit(principal.name, pool.alias, call)
+    def admit(self, pool: Pool, principal: Principal, call: Call, bounds: Callable[[], Bounds]) -> None:
+        """Refuse a request whose caller's limits are known to be used up, before work goes into it. Raises QuotaExceeded.
+
+        `bounds` is asked only if the caller was refused a moment ago and no answer to the request can be known.
+        """
+        if self._quotas.was_refused(principal.name):
+            self._quotas.admit(principal.name, pool.alias, call, UNKNOWN if self._may_know(pool, call) else bounds())
 
     async def charge(self, pool: Pool, errand: Errand, call: Call) -> None:
         """Charge a request that no worker needs to see, since its answer is known. Raises QuotaExceeded; then nothing was charged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gateway.reading import as_texts, check_ids, check_reader, check_total, fit, not_counted, prompt_for, tokenize, truncation_for
+from gateway.reading import as_texts, bounds, check_ids, check_reader, check_total, fit, not_counted, prompt_for, tokenize, truncation_for
 from gateway.upstreams.errand import Errand
 from gateway.upstreams.table import EMBED
 from gateway.work import check_contents
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.auth.principal import Principal
     from gateway.cache.recall import Recall
     from gateway.dispatch import Dispatch
+    from gateway.quotas.bounds import Bounds
     from gateway.reading import Tokens
     from gateway.upstreams.facts import Facts
     from gateway.upstreams.pool import Pool
@@ -70,7 +71,7 @@ class Embedding:
         pool = self._routes.find(EMBED, work.model, principal)
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.contents)
-        self._dispatch.admit(pool, principal, call)
+        self._dispatch.admit(pool, principal, call, lambda: _bounds(work, pool.facts, call))
         check_contents(work.contents, names=work.names, name=work.name, limit=MAX_INPUTS)
         check_reader(work.tokenizer_sha256, pool.facts)
         check_ids(work.contents, pool.facts, work.name)
@@ -87,6 +88,12 @@ class Embedding:
         return tokens
 
 
+def _bounds(work: EmbedWork, facts: Facts, call: Call) -> Bounds:
+    reading, card = work.reading, facts.card
+    words = (reading.prompt or "", reading.instruction or "", card.instruction_template, *card.prompts.values())
+    return bounds(len(work.contents), facts.tokenizer, call, special_count=facts.tokenizer.special_count, words=words)
+
+
 def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
     """Return the form of the answer; None for whole dense vectors as the card has them. Raises InvalidArgument."""
     outputs = card.outputs or (options_pb2.DENSE,)  # a card that names none is of a server that knows no others
@@ -97,6 +104,7 @@ def _wanted(work: EmbedWork, card: Model) -> Wanted | None:
         outputs=outputs,
         width=card.dimensions,
         matryoshka=card.matryoshka_dimensions,
+        matryoshka_from=card.matryoshka_dimensions_from,
         normalized=card.normalized,
     )
     return forms.choose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.quotas.bounds import Bounds
 from quadrate.cuts import cut_text, in_common
 from quadrate.errors import InvalidArgument
 from quadrate.inputs import choose_prompt, of_another_tokenizer, unreadable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.upstreams.facts import Facts
     from gateway.work import Content, Name, Reading
+    from quadrate.server import Call
     from quadrate.tokenizer import TextTokenizer
     from quadrate.v1.model_pb2 import Model
 
@@ -158,6 +160,20 @@ def not_counted(param: str) -> InvalidArgument:
         f"{param} counts tokens, and the tokenizer of this model is not known here. Leave it out; an operator may name the tokenizer.",
         param=param,
     )
+
+
+def bounds(count: int, tokenizer: TextTokenizer, call: Call, *, special_count: int, words: Sequence[str]) -> Bounds:
+    """Return how many tokens so many inputs have at least and at most, without reading them.
+
+    Args:
+        count: Inputs that are read each by itself.
+        tokenizer: The model's.
+        call: What brought them: its bytes bound their texts.
+        special_count: Tokens that the model reads of each beside its own.
+        words: What else may stand before or beside each.
+    """
+    beside = special_count + sum(len(text.encode()) for text in words)
+    return Bounds(count * (special_count + 1), min((count + 1) * tokenizer.max_tokens, call.size_bytes + (count + 1) * beside))
 
 
 def check_total(total: int, limit: int, *, names: str) -> None:

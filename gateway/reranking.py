@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.reading import check_ids, check_reader, check_total, name_cut, not_counted, truncation_for
+from gateway.reading import bounds, check_ids, check_reader, check_total, name_cut, not_counted, truncation_for
 from gateway.upstreams.errand import Errand
 from gateway.upstreams.table import RERANK
 from gateway.work import check_contents
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from gateway.auth.principal import Principal
     from gateway.cache.recall import Recall
     from gateway.dispatch import Dispatch
+    from gateway.quotas.bounds import Bounds
     from gateway.upstreams.facts import Facts
     from gateway.upstreams.pool import Pool
     from gateway.upstreams.routes import Routes
     from gateway.work import RerankWork
+    from quadrate.pairs import PairLayout
     from quadrate.reranking import RerankTokens
     from quadrate.server import Call
 
@@ -89,7 +91,7 @@ class Reranking:
         pool = self._routes.find(RERANK, work.model, principal)
         call.log["model"] = pool.alias
         call.log["inputs"] = len(work.documents)
-        self._dispatch.admit(pool, principal, call)
+        self._dispatch.admit(pool, principal, call, lambda: _bounds(work, pool.facts, call))
         if not work.query:
             raise empty(_QUERY)
         if type(work.query) is str:
@@ -119,6 +121,19 @@ class Reranking:
             tokens=None if facts.is_estimate else min(limits, default=None),
             truncation=options_pb2.RIGHT if wants_cut and asked == options_pb2.NONE else asked,  # type: ignore[arg-type]  # an enum's number
         )
+
+
+def _bounds(work: RerankWork, facts: Facts, call: Call) -> Bounds:
+    """Return the bounds of pairs, or of the documents; a query that is read apart is no more than one text beside them."""
+    pair, tokenizer = facts.pair, facts.tokenizer
+    query = work.query if type(work.query) is str else " " * len(work.query)
+    words = (query, work.instruction or "", *facts.card.prompts.values(), *_words(pair))
+    special_count = pair.special_count + 1 if pair else tokenizer.special_count
+    return bounds(len(work.documents), tokenizer, call, special_count=special_count, words=words)
+
+
+def _words(pair: PairLayout | None) -> tuple[str, ...]:
+    return () if pair is None else (pair.query_template, pair.document_template, pair.instruction)
 
 
 def _check_top_n(work: RerankWork, pool: Pool) -> None:

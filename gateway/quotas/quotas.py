@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from gateway.quotas.bounds import UNKNOWN
 from gateway.quotas.census import Census
 from gateway.quotas.charge import Charge
 from gateway.quotas.headers import headers
@@ -21,6 +22,7 @@ from gateway.quotas.usage import Usage
 from gateway.redis import RedisAway
 
 if TYPE_CHECKING:
+    from gateway.quotas.bounds import Bounds
     from gateway.quotas.ledger import Entry
     from gateway.redis import SharedRedis
     from quadrate.config.auth import AuthFile
@@ -87,21 +89,26 @@ class Quotas:
         limit = self._plans.limit(name)
         return 1.0 if limit is None else limit.weight
 
-    def admit(self, name: str, alias: str, call: Call) -> None:
-        """Refuse a request that is one too many whatever its tokens are, before any work goes into it. Raises QuotaExceeded.
-
-        Only callers are looked at that were refused a moment ago, by what this gateway knows; the charge has the last word.
-        """
+    def was_refused(self, name: str) -> bool:
+        """Whether a caller was refused a moment ago, so that its requests are looked at before work goes into them."""
         until = self._refused_until.get(name)
         if until is None:
-            return
+            return False
         if time.monotonic() >= until:
             del self._refused_until[name]
-            return
+            return False
+        return True
+
+    def admit(self, name: str, alias: str, call: Call, bounds: Bounds = UNKNOWN) -> None:
+        """Refuse a request of a caller who was refused a moment ago, if it is too much however few its tokens are. Raises QuotaExceeded.
+
+        It goes by what this gateway knows; the charge has the last word. What is more than a limit ever holds is left to it, too.
+        """
         plan = self._plans.of(name, alias)
-        entry, costs = self._ledger.peek(plan), plan.costs(0)
-        if not all(rule.fits(state, cost) for rule, state, cost in zip(entry.rules, entry.reply.states, costs, strict=True)):
-            self._refuse(entry, costs, name, alias, call)
+        entry, costs = self._ledger.peek(plan), plan.costs(bounds.least)
+        refused = [not rule.fits(state, cost) for rule, state, cost in zip(entry.rules, entry.reply.states, costs, strict=True)]
+        if any(refused) and all(cost <= rule.largest for rule, cost in zip(entry.rules, costs, strict=True)):
+            self._refuse(entry, costs, name, alias, call, at_most=plan.costs(bounds.most))
 
     async def charge(self, name: str, alias: str, tokens: int, call: Call) -> Charge:
         """Charge a request to a model, all its limits at once; the call ends the charge.
@@ -154,9 +161,9 @@ class Quotas:
                 await self._census.answer()
             await self.usage.hand_over()
 
-    def _refuse(self, entry: Entry, costs: list[float], name: str, alias: str, call: Call) -> None:
+    def _refuse(self, entry: Entry, costs: list[float], name: str, alias: str, call: Call, *, at_most: list[float] | None = None) -> None:
         """Raise QuotaExceeded, and count it."""
-        error, limit = refusal(entry, costs, typical_seconds=self._typical_seconds)
+        error, limit = refusal(entry, costs, at_most=at_most or costs, typical_seconds=self._typical_seconds)
         call.log["limit"] = limit
         call.headers.extend(headers(entry.rules, entry.reply.states, entry.reply.now_us))
         self._metrics.counter("router_rate_limit_drops_total", name, limit).inc()

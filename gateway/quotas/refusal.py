@@ -28,21 +28,22 @@ def check_size(rules: Sequence[Rule], costs: Sequence[float]) -> None:
             )
 
 
-def refusal(entry: Entry, costs: Sequence[float], *, typical_seconds: float) -> tuple[QuotaExceeded, str]:
+def refusal(entry: Entry, costs: Sequence[float], *, at_most: Sequence[float], typical_seconds: float) -> tuple[QuotaExceeded, str]:
     """Return the error of a request that does not fit, and the limit that it must wait for longest.
 
-    Waiting so long makes room, as far as is known: other requests of the same caller may take it first. When requests under way will end
-    is not known; `typical_seconds` is how long they took of late.
+    Waiting so long makes room, as far as is known, even if it costs `at_most`: other requests of the same caller may take it first. When
+    requests under way will end is not known; `typical_seconds` is how long they took of late.
     """
     now_us = entry.reply.now_us
     waits = [
-        (typical_seconds if rule.kind == "leases" else rule.wait_us(state, cost, now_us) / SECOND_US, rule, state, cost)
-        for rule, state, cost in zip(entry.rules, entry.reply.states, costs, strict=True)
+        (typical_seconds if rule.kind == "leases" else rule.wait_us(state, min(most, rule.largest), now_us) / SECOND_US, place)
+        for place, (rule, state, cost, most) in enumerate(zip(entry.rules, entry.reply.states, costs, at_most, strict=True))
         if not rule.fits(state, cost)
     ]
-    seconds, rule, state, cost = max(waits, key=lambda wait: wait[0])
-    seconds = max(seconds, LEAST_WAIT_SECONDS)
-    message = f"The limit is {_allowance(rule)}, {_left(rule, state, cost)}. Try again in {duration(seconds)}."
+    seconds, place = max(waits)
+    seconds, rule = max(seconds, LEAST_WAIT_SECONDS), entry.rules[place]
+    left = _left(rule, entry.reply.states[place], costs[place], is_exact=costs[place] == at_most[place])
+    message = f"The limit is {_allowance(rule)}, {left}. Try again in {duration(seconds)}."
     return QuotaExceeded(message, retry_after_seconds=seconds), rule.name
 
 
@@ -58,8 +59,8 @@ def _allowance(rule: Rule) -> str:
     return texts[rule.name] + (f" for the model '{rule.model}'" if rule.model else "")
 
 
-def _left(rule: Rule, state: float, cost: float) -> str:
+def _left(rule: Rule, state: float, cost: float, *, is_exact: bool) -> str:
     left = max(int(rule.capacity - rule.level(state)), 0)
     if rule.counts == "tokens":
-        return f"of which {left} are left, and this request has {cost:.0f}"
+        return f"of which {left} are left, and this request has {'' if is_exact else 'at least '}{cost:.0f}"
     return "and as many are under way" if rule.kind == "leases" else "and all of them are used"

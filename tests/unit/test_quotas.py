@@ -151,11 +151,21 @@ def test_of_several_limits_that_are_used_up_the_longest_wait_is_told() -> None:
     """Waiting for the shorter one would not help."""
     rules = (rule(capacity=1), rule("day", capacity=5, each=1.0, counts="tokens", name="tokens_per_day", model="minilm"))
     entry = Entry(Reply(False, DAY_US - 60e6, [1e6, 4.0]), rules)
-    error, name = refusal(entry, [1.0, 3.0], typical_seconds=0.1)
+    error, name = refusal(entry, [1.0, 3.0], at_most=[1.0, 3.0], typical_seconds=0.1)
     assert (name, error.retry_after_seconds) == ("tokens_per_day", 60.0)
     assert error.message == (
         "The limit is 5 tokens a day (UTC) for the model 'minilm', of which 1 are left, and this request has 3. Try again in 1m0s."
     )
+
+
+def test_who_is_refused_unread_is_told_a_wait_that_is_long_enough() -> None:
+    """As if it were as many tokens as it can be, but no more than the limit holds; and that they were not counted."""
+    one = rule(capacity=10, counts="tokens", name="tokens_per_minute")
+    entry = Entry(Reply(False, 0.0, [8e6]), [one])
+    for most, seconds in ((3.0, 1.0), (6.0, 4.0), (1000.0, 8.0)):
+        error, _ = refusal(entry, [3.0], at_most=[most], typical_seconds=0.1)
+        assert error.retry_after_seconds == seconds
+        assert ("this request has at least 3." in error.message) is (most != 3.0)
 
 
 def test_only_what_no_waiting_helps_is_wrong() -> None:

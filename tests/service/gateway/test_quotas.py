@@ -134,7 +134,7 @@ async def test_waiting_as_long_as_told_is_enough(limited: Any, limits: str) -> N
 
 async def test_tokens_are_charged_as_the_model_reads_them(limited: Any) -> None:
     """For reranking the query is counted with each document, as the answer's usage says; on every wire."""
-    async with limited("default: {tokens_per_minute: 1000}") as door:
+    async with limited("default: {tokens_per_day: 1000}") as door:
         await door.until_serving()
         request = rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=[options_pb2.Input(text="dog cat")] * 5)
         call = door.rerank.Rerank(request, metadata=ALICE)
@@ -269,6 +269,48 @@ async def test_a_flood_of_refused_requests_is_not_even_tokenised(limited: Any, m
         assert {error.reason for error in errors} == {"RATE_LIMIT_EXCEEDED"}
         assert all(95_000 < int(error.trailers["retry-after-ms"]) <= 100_000 for error in errors)
         assert _counted(door, "router_rate_limit_drops_total") == 6
+
+
+async def test_a_flood_of_too_many_tokens_is_not_tokenised_either(limited: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused whatever its texts are is refused unread, over every wire; waiting so long as told makes room for it."""
+    async with limited("default: {tokens_per_minute: 60}") as door:
+        await door.until_serving()
+        await door.embed.Embed(cats(20), metadata=ALICE)
+        await refused(door.embed.Embed(cats(5), metadata=ALICE))
+        pools = {pool.alias: pool for pool in door.gateway.routes.pools}
+        monkeypatch.setattr(type(pools["fake"].facts.tokenizer), "encode_async", lambda *_: pytest.fail("tokenised"))
+        request = rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=[options_pb2.Input(text="dog")] * 5)
+        for call in (door.embed.Embed(cats(5), metadata=ALICE), door.rerank.Rerank(request, metadata=ALICE)):
+            error = await refused(call)
+            assert error.reason == "RATE_LIMIT_EXCEEDED"
+            assert "this request has at least 1" in error.message
+            assert 5 * CAT_TOKENS * 1000 - 1000 < int(error.trailers["retry-after-ms"]) <= 60_000
+        assert _counted(door, "router_rate_limit_drops_total") == 3
+
+
+@pytest.mark.parametrize("count", [1, 21])
+async def test_what_may_pass_is_read_although_its_caller_was_refused(limited: Any, count: int) -> None:
+    """A smaller request that has room; and one that never will, which is told so."""
+    async with limited("default: {tokens_per_day: 60}") as door:
+        await door.until_serving()
+        await door.embed.Embed(cats(19), metadata=ALICE)
+        await refused(door.embed.Embed(cats(2), metadata=ALICE))
+        if count == 1:
+            assert (await answered(door.embed.Embed(cats(), metadata=ALICE)))["remaining-tokens"] == "0"
+        else:
+            assert (await refused(door.embed.Embed(cats(count), metadata=ALICE))).body["code"] == "request_exceeds_limit"
+
+
+async def test_known_answers_pass_although_no_tokens_are_left(limited: Any) -> None:
+    """They cost none; whoever wants a fresh one is refused."""
+    async with limited("default: {tokens_per_day: 6}", cache_max_bytes=2**20) as door:
+        await door.until_serving()
+        await door.embed.Embed(cats(2), metadata=ALICE)
+        other = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(text="dog")])
+        await refused(door.embed.Embed(other, metadata=ALICE))
+        assert (await answered(door.embed.Embed(cats(2), metadata=ALICE)))["remaining-tokens"] == "0"
+        error = await refused(door.embed.Embed(cats(), metadata=(*ALICE, ("cache-control", "no-cache"))))
+        assert "at least" in error.message, "it was not even read"
 
 
 async def test_listing_and_tokenising_are_free(limited: Any) -> None:
