@@ -25,6 +25,7 @@ class Offer:
         outputs: Numbers of quadrate.v1.Output.
         width: Of dense vectors.
         matryoshka: The widths that it was trained to be cut to.
+        matryoshka_from: The least width from which on it was trained to be cut to any; 0: there is none.
         normalized: Whether its dense vectors have length one unless a request says otherwise.
     """
 
@@ -32,6 +33,7 @@ class Offer:
     outputs: Collection[int]
     width: int
     matryoshka: Collection[int]
+    matryoshka_from: int = 0
     normalized: bool
 
 
@@ -123,13 +125,14 @@ def _check_value_type(value_type: int, outputs: Collection[int], normalize: bool
 def _check_dimensions(asked: int, offer: Offer, outputs: Collection[int], param: str) -> None:
     if DENSE not in outputs:
         raise InvalidArgument(f"{param} cuts dense vectors, and outputs asks for none. Add DENSE, or leave {param} out.", param=param)
-    if asked == offer.width or asked in offer.matryoshka:
+    if asked == offer.width or asked in offer.matryoshka or 0 < offer.matryoshka_from <= asked <= offer.width:
         return
-    if not offer.matryoshka:
+    if not offer.matryoshka and not offer.matryoshka_from:
         raise InvalidArgument(
             f"{param} {asked} cannot be served: '{offer.name}' was not trained for shorter vectors. "
             f"Leave {param} out to get its {offer.width} values.",
             param=param,
         )
-    allowed = ", ".join(str(width) for width in sorted({*offer.matryoshka, offer.width}))
+    listed = ", ".join(str(width) for width in sorted({*offer.matryoshka, offer.width}))
+    allowed = f"any from {offer.matryoshka_from} to {offer.width}" if offer.matryoshka_from else listed
     raise InvalidArgument(f"{param} {asked} is not one that '{offer.name}' gives: {allowed}.", param=param)

@@ -118,6 +118,8 @@ def _served(card: ModelCard) -> Iterable[str]:
         yield ", ".join(card.outputs).replace("_", " ")
     if card.matryoshka_dimensions:
         yield f"widths {', '.join(map(str, card.matryoshka_dimensions))} and its own"
+    if card.matryoshka_dimensions_from:
+        yield f"any width from {card.matryoshka_dimensions_from}"
     if card.activation:
         yield {"none": "raw logits", "sigmoid": "sigmoid"}[card.activation]
 

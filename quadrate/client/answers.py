@@ -303,6 +303,7 @@ class Model:
     activation: str
     fingerprint: str
     multi_vector_dimensions: int | None
+    matryoshka_dimensions_from: int | None
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> Self:

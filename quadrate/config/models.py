@@ -140,6 +140,8 @@ class ModelCard(Schema):
     """The file of its golden vectors, as a path from the folder of models.yaml; compared whenever the model is loaded. Empty: none."""
     matryoshka_dimensions: tuple[int, ...] = ()
     """The widths that `dimensions` of a request may ask for. Empty: the model was not trained for any."""
+    matryoshka_dimensions_from: int | None = Field(default=None, ge=1)
+    """The least width from which on `dimensions` may ask for any, for models that were trained for all. Instead of a list."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -157,6 +159,10 @@ class ModelCard(Schema):
             raise ValueError("outputs and instruction are for task embed; a reranker's instruction stands in `pair`")
         if any(width < 1 for width in self.matryoshka_dimensions):
             raise ValueError(f"matryoshka_dimensions must be positive, not {list(self.matryoshka_dimensions)}")
+        if self.matryoshka_dimensions and self.matryoshka_dimensions_from is not None:
+            raise ValueError(
+                "matryoshka_dimensions lists widths and matryoshka_dimensions_from allows all from one on; keep one of the two"
+            )
         return self
 
     @property

@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from quadrate.v1 import options_pb2 as quadrate_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/model.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\xfe\n\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n\x0bserved_name\x18\x02 \x01(\tR\nservedName\x12%\n\x04task\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.TaskR\x04task\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x17.quadrate.v1.ModelStateR\x05state\x12!\n\x0cstate_reason\x18\x05 \x01(\tR\x0bstateReason\x12 \n\x0b\x64\x65scription\x18\x06 \x01(\tR\x0b\x64\x65scription\x12\x1a\n\x08revision\x18\x07 \x01(\tR\x08revision\x12\"\n\x0c\x61rchitecture\x18\x08 \x01(\tR\x0c\x61rchitecture\x12#\n\ndimensions\x18\t \x01(\x05H\x00R\ndimensions\x88\x01\x01\x12\x33\n\x15matryoshka_dimensions\x18\n \x03(\x05R\x14matryoshkaDimensions\x12\"\n\nmax_tokens\x18\x0b \x01(\x05H\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x07pooling\x18\x0c \x01(\tR\x07pooling\x12#\n\nnormalized\x18\r \x01(\x08H\x02R\nnormalized\x88\x01\x01\x12\x39\n\x07prompts\x18\x0e \x03(\x0b\x32\x1f.quadrate.v1.Model.PromptsEntryR\x07prompts\x12.\n\x13\x64\x65\x66\x61ult_prompt_name\x18\x0f \x01(\tR\x11\x64\x65\x66\x61ultPromptName\x12\x37\n\ntruncation\x18\x10 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12-\n\x07outputs\x18\x11 \x03(\x0e\x32\x13.quadrate.v1.OutputR\x07outputs\x12\x34\n\tprecision\x18\x12 \x01(\x0e\x32\x16.quadrate.v1.PrecisionR\tprecision\x12\x1a\n\x08provider\x18\x13 \x01(\tR\x08provider\x12\x18\n\x07license\x18\x14 \x01(\tR\x07license\x12)\n\x10tokenizer_sha256\x18\x15 \x01(\tR\x0ftokenizerSha256\x12,\n\x0fvocabulary_size\x18\x16 \x01(\x05H\x03R\x0evocabularySize\x88\x01\x01\x12\x1d\n\x07\x63reated\x18\x17 \x01(\x05H\x04R\x07\x63reated\x88\x01\x01\x12+\n\x04pair\x18\x18 \x01(\x0b\x32\x17.quadrate.v1.PairLayoutR\x04pair\x12\x31\n\x14instruction_template\x18\x19 \x01(\tR\x13instructionTemplate\x12(\n\rload_progress\x18\x1a \x01(\x02H\x05R\x0cloadProgress\x88\x01\x01\x12\"\n\nmemory_mib\x18\x1b \x01(\x05H\x06R\tmemoryMib\x88\x01\x01\x12\x1e\n\nactivation\x18\x1c \x01(\tR\nactivation\x12 \n\x0b\x66ingerprint\x18\x1d \x01(\tR\x0b\x66ingerprint\x12;\n\x17multi_vector_dimensions\x18\x1e \x01(\x05H\x07R\x15multiVectorDimensions\x88\x01\x01\x1a:\n\x0cPromptsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\r\n\x0b_dimensionsB\r\n\x0b_max_tokensB\r\n\x0b_normalizedB\x12\n\x10_vocabulary_sizeB\n\n\x08_createdB\x10\n\x0e_load_progressB\r\n\x0b_memory_mibB\x1a\n\x18_multi_vector_dimensions\"\xdd\x01\n\nPairLayout\x12\x1d\n\nprefix_ids\x18\x01 \x03(\x05R\tprefixIds\x12\x1b\n\tinfix_ids\x18\x02 \x03(\x05R\x08infixIds\x12\x1d\n\nsuffix_ids\x18\x03 \x03(\x05R\tsuffixIds\x12%\n\x0equery_template\x18\x04 \x01(\tR\rqueryTemplate\x12+\n\x11\x64ocument_template\x18\x05 \x01(\tR\x10\x64ocumentTemplate\x12 \n\x0binstruction\x18\x06 \x01(\tR\x0binstruction\":\n\x11ListModelsRequest\x12%\n\x04task\x18\x01 \x01(\x0e\x32\x11.quadrate.v1.TaskR\x04task\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.quadrate.v1.ModelR\x06models\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.quadrate.v1.ModelR\x05model\"\x91\x02\n\x0fTokenizeRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x12.quadrate.v1.InputR\x06inputs\x12%\n\x04role\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.RoleR\x04role\x12\x1b\n\x06prompt\x18\x04 \x01(\tH\x00R\x06prompt\x88\x01\x01\x12$\n\x0bprompt_name\x18\x05 \x01(\tH\x01R\npromptName\x88\x01\x01\x12\x37\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncationB\t\n\x07_promptB\x0e\n\x0c_prompt_name\"\x93\x01\n\x10TokenizeResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12?\n\rtokenizations\x18\x02 \x03(\x0b\x32\x19.quadrate.v1.TokenizationR\rtokenizations\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\"o\n\x0cTokenization\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12\x10\n\x03ids\x18\x02 \x03(\x05R\x03ids\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_index\"+\n\x13GetTokenizerRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\",\n\x14GetTokenizerResponse\x12\x14\n\x05\x63hunk\x18\x01 \x01(\x0cR\x05\x63hunk*=\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x0e\n\nTASK_EMBED\x10\x01\x12\x0f\n\x0bTASK_RERANK\x10\x02*\x90\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x1b\n\x17MODEL_STATE_UNAVAILABLE\x10\x03\x12\x18\n\x14MODEL_STATE_DISABLED\x10\x04\x32\xad\x03\n\x0cModelService\x12j\n\nListModels\x12\x1e.quadrate.v1.ListModelsRequest\x1a\x1f.quadrate.v1.ListModelsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/quadrate/v1/models\x12o\n\x08GetModel\x12\x1c.quadrate.v1.GetModelRequest\x1a\x1d.quadrate.v1.GetModelResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/quadrate/v1/models/{model=**}\x12i\n\x08Tokenize\x12\x1c.quadrate.v1.TokenizeRequest\x1a\x1d.quadrate.v1.TokenizeResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/quadrate/v1/tokenize:\x01*\x12U\n\x0cGetTokenizer\x12 .quadrate.v1.GetTokenizerRequest\x1a!.quadrate.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quadrate/v1/model.proto\x12\x0bquadrate.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19quadrate/v1/options.proto\"\xe0\x0b\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n\x0bserved_name\x18\x02 \x01(\tR\nservedName\x12%\n\x04task\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.TaskR\x04task\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x17.quadrate.v1.ModelStateR\x05state\x12!\n\x0cstate_reason\x18\x05 \x01(\tR\x0bstateReason\x12 \n\x0b\x64\x65scription\x18\x06 \x01(\tR\x0b\x64\x65scription\x12\x1a\n\x08revision\x18\x07 \x01(\tR\x08revision\x12\"\n\x0c\x61rchitecture\x18\x08 \x01(\tR\x0c\x61rchitecture\x12#\n\ndimensions\x18\t \x01(\x05H\x00R\ndimensions\x88\x01\x01\x12\x33\n\x15matryoshka_dimensions\x18\n \x03(\x05R\x14matryoshkaDimensions\x12\"\n\nmax_tokens\x18\x0b \x01(\x05H\x01R\tmaxTokens\x88\x01\x01\x12\x18\n\x07pooling\x18\x0c \x01(\tR\x07pooling\x12#\n\nnormalized\x18\r \x01(\x08H\x02R\nnormalized\x88\x01\x01\x12\x39\n\x07prompts\x18\x0e \x03(\x0b\x32\x1f.quadrate.v1.Model.PromptsEntryR\x07prompts\x12.\n\x13\x64\x65\x66\x61ult_prompt_name\x18\x0f \x01(\tR\x11\x64\x65\x66\x61ultPromptName\x12\x37\n\ntruncation\x18\x10 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncation\x12-\n\x07outputs\x18\x11 \x03(\x0e\x32\x13.quadrate.v1.OutputR\x07outputs\x12\x34\n\tprecision\x18\x12 \x01(\x0e\x32\x16.quadrate.v1.PrecisionR\tprecision\x12\x1a\n\x08provider\x18\x13 \x01(\tR\x08provider\x12\x18\n\x07license\x18\x14 \x01(\tR\x07license\x12)\n\x10tokenizer_sha256\x18\x15 \x01(\tR\x0ftokenizerSha256\x12,\n\x0fvocabulary_size\x18\x16 \x01(\x05H\x03R\x0evocabularySize\x88\x01\x01\x12\x1d\n\x07\x63reated\x18\x17 \x01(\x05H\x04R\x07\x63reated\x88\x01\x01\x12+\n\x04pair\x18\x18 \x01(\x0b\x32\x17.quadrate.v1.PairLayoutR\x04pair\x12\x31\n\x14instruction_template\x18\x19 \x01(\tR\x13instructionTemplate\x12(\n\rload_progress\x18\x1a \x01(\x02H\x05R\x0cloadProgress\x88\x01\x01\x12\"\n\nmemory_mib\x18\x1b \x01(\x05H\x06R\tmemoryMib\x88\x01\x01\x12\x1e\n\nactivation\x18\x1c \x01(\tR\nactivation\x12 \n\x0b\x66ingerprint\x18\x1d \x01(\tR\x0b\x66ingerprint\x12;\n\x17multi_vector_dimensions\x18\x1e \x01(\x05H\x07R\x15multiVectorDimensions\x88\x01\x01\x12\x41\n\x1amatryoshka_dimensions_from\x18\x1f \x01(\x05H\x08R\x18matryoshkaDimensionsFrom\x88\x01\x01\x1a:\n\x0cPromptsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\r\n\x0b_dimensionsB\r\n\x0b_max_tokensB\r\n\x0b_normalizedB\x12\n\x10_vocabulary_sizeB\n\n\x08_createdB\x10\n\x0e_load_progressB\r\n\x0b_memory_mibB\x1a\n\x18_multi_vector_dimensionsB\x1d\n\x1b_matryoshka_dimensions_from\"\xdd\x01\n\nPairLayout\x12\x1d\n\nprefix_ids\x18\x01 \x03(\x05R\tprefixIds\x12\x1b\n\tinfix_ids\x18\x02 \x03(\x05R\x08infixIds\x12\x1d\n\nsuffix_ids\x18\x03 \x03(\x05R\tsuffixIds\x12%\n\x0equery_template\x18\x04 \x01(\tR\rqueryTemplate\x12+\n\x11\x64ocument_template\x18\x05 \x01(\tR\x10\x64ocumentTemplate\x12 \n\x0binstruction\x18\x06 \x01(\tR\x0binstruction\":\n\x11ListModelsRequest\x12%\n\x04task\x18\x01 \x01(\x0e\x32\x11.quadrate.v1.TaskR\x04task\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.quadrate.v1.ModelR\x06models\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.quadrate.v1.ModelR\x05model\"\x91\x02\n\x0fTokenizeRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x12.quadrate.v1.InputR\x06inputs\x12%\n\x04role\x18\x03 \x01(\x0e\x32\x11.quadrate.v1.RoleR\x04role\x12\x1b\n\x06prompt\x18\x04 \x01(\tH\x00R\x06prompt\x88\x01\x01\x12$\n\x0bprompt_name\x18\x05 \x01(\tH\x01R\npromptName\x88\x01\x01\x12\x37\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.quadrate.v1.TruncationR\ntruncationB\t\n\x07_promptB\x0e\n\x0c_prompt_name\"\x93\x01\n\x10TokenizeResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12?\n\rtokenizations\x18\x02 \x03(\x0b\x32\x19.quadrate.v1.TokenizationR\rtokenizations\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usage\"o\n\x0cTokenization\x12\x19\n\x05index\x18\x01 \x01(\x05H\x00R\x05index\x88\x01\x01\x12\x10\n\x03ids\x18\x02 \x03(\x05R\x03ids\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x12.quadrate.v1.UsageR\x05usageB\x08\n\x06_index\"+\n\x13GetTokenizerRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\",\n\x14GetTokenizerResponse\x12\x14\n\x05\x63hunk\x18\x01 \x01(\x0cR\x05\x63hunk*=\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x0e\n\nTASK_EMBED\x10\x01\x12\x0f\n\x0bTASK_RERANK\x10\x02*\x90\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x1b\n\x17MODEL_STATE_UNAVAILABLE\x10\x03\x12\x18\n\x14MODEL_STATE_DISABLED\x10\x04\x32\xad\x03\n\x0cModelService\x12j\n\nListModels\x12\x1e.quadrate.v1.ListModelsRequest\x1a\x1f.quadrate.v1.ListModelsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/quadrate/v1/models\x12o\n\x08GetModel\x12\x1c.quadrate.v1.GetModelRequest\x1a\x1d.quadrate.v1.GetModelResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/quadrate/v1/models/{model=**}\x12i\n\x08Tokenize\x12\x1c.quadrate.v1.TokenizeRequest\x1a\x1d.quadrate.v1.TokenizeResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/quadrate/v1/tokenize:\x01*\x12U\n\x0cGetTokenizer\x12 .quadrate.v1.GetTokenizerRequest\x1a!.quadrate.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,34 +41,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002 \022\036/quadrate/v1/models/{model=**}'
   _globals['_MODELSERVICE'].methods_by_name['Tokenize']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Tokenize']._serialized_options = b'\202\323\344\223\002\032\"\025/quadrate/v1/tokenize:\001*'
-  _globals['_TASK']._serialized_start=2589
-  _globals['_TASK']._serialized_end=2650
-  _globals['_MODELSTATE']._serialized_start=2653
-  _globals['_MODELSTATE']._serialized_end=2797
+  _globals['_TASK']._serialized_start=2687
+  _globals['_TASK']._serialized_end=2748
+  _globals['_MODELSTATE']._serialized_start=2751
+  _globals['_MODELSTATE']._serialized_end=2895
   _globals['_MODEL']._serialized_start=98
-  _globals['_MODEL']._serialized_end=1504
-  _globals['_MODEL_PROMPTSENTRY']._serialized_start=1308
-  _globals['_MODEL_PROMPTSENTRY']._serialized_end=1366
-  _globals['_PAIRLAYOUT']._serialized_start=1507
-  _globals['_PAIRLAYOUT']._serialized_end=1728
-  _globals['_LISTMODELSREQUEST']._serialized_start=1730
-  _globals['_LISTMODELSREQUEST']._serialized_end=1788
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1790
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1854
-  _globals['_GETMODELREQUEST']._serialized_start=1856
-  _globals['_GETMODELREQUEST']._serialized_end=1895
-  _globals['_GETMODELRESPONSE']._serialized_start=1897
-  _globals['_GETMODELRESPONSE']._serialized_end=1957
-  _globals['_TOKENIZEREQUEST']._serialized_start=1960
-  _globals['_TOKENIZEREQUEST']._serialized_end=2233
-  _globals['_TOKENIZERESPONSE']._serialized_start=2236
-  _globals['_TOKENIZERESPONSE']._serialized_end=2383
-  _globals['_TOKENIZATION']._serialized_start=2385
-  _globals['_TOKENIZATION']._serialized_end=2496
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=2498
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=2541
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=2543
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2587
-  _globals['_MODELSERVICE']._serialized_start=2800
-  _globals['_MODELSERVICE']._serialized_end=3229
+  _globals['_MODEL']._serialized_end=1602
+  _globals['_MODEL_PROMPTSENTRY']._serialized_start=1375
+  _globals['_MODEL_PROMPTSENTRY']._serialized_end=1433
+  _globals['_PAIRLAYOUT']._serialized_start=1605
+  _globals['_PAIRLAYOUT']._serialized_end=1826
+  _globals['_LISTMODELSREQUEST']._serialized_start=1828
+  _globals['_LISTMODELSREQUEST']._serialized_end=1886
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1888
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1952
+  _globals['_GETMODELREQUEST']._serialized_start=1954
+  _globals['_GETMODELREQUEST']._serialized_end=1993
+  _globals['_GETMODELRESPONSE']._serialized_start=1995
+  _globals['_GETMODELRESPONSE']._serialized_end=2055
+  _globals['_TOKENIZEREQUEST']._serialized_start=2058
+  _globals['_TOKENIZEREQUEST']._serialized_end=2331
+  _globals['_TOKENIZERESPONSE']._serialized_start=2334
+  _globals['_TOKENIZERESPONSE']._serialized_end=2481
+  _globals['_TOKENIZATION']._serialized_start=2483
+  _globals['_TOKENIZATION']._serialized_end=2594
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=2596
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=2639
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=2641
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2685
+  _globals['_MODELSERVICE']._serialized_start=2898
+  _globals['_MODELSERVICE']._serialized_end=3327
 # @@protoc_insertion_point(module_scope)

@@ -32,7 +32,7 @@ MODEL_STATE_UNAVAILABLE: ModelState
 MODEL_STATE_DISABLED: ModelState
 
 class Model(_message.Message):
-    __slots__ = ("name", "served_name", "task", "state", "state_reason", "description", "revision", "architecture", "dimensions", "matryoshka_dimensions", "max_tokens", "pooling", "normalized", "prompts", "default_prompt_name", "truncation", "outputs", "precision", "provider", "license", "tokenizer_sha256", "vocabulary_size", "created", "pair", "instruction_template", "load_progress", "memory_mib", "activation", "fingerprint", "multi_vector_dimensions")
+    __slots__ = ("name", "served_name", "task", "state", "state_reason", "description", "revision", "architecture", "dimensions", "matryoshka_dimensions", "max_tokens", "pooling", "normalized", "prompts", "default_prompt_name", "truncation", "outputs", "precision", "provider", "license", "tokenizer_sha256", "vocabulary_size", "created", "pair", "instruction_template", "load_progress", "memory_mib", "activation", "fingerprint", "multi_vector_dimensions", "matryoshka_dimensions_from")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class Model(_message.Message):
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MULTI_VECTOR_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    MATRYOSHKA_DIMENSIONS_FROM_FIELD_NUMBER: _ClassVar[int]
     name: str
     served_name: str
     task: Task
@@ -100,7 +101,8 @@ class Model(_message.Message):
     activation: str
     fingerprint: str
     multi_vector_dimensions: int
-    def __init__(self, name: _Optional[str] = ..., served_name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., dimensions: _Optional[int] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., normalized: _Optional[bool] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., precision: _Optional[_Union[_options_pb2.Precision, str]] = ..., provider: _Optional[str] = ..., license: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., created: _Optional[int] = ..., pair: _Optional[_Union[PairLayout, _Mapping]] = ..., instruction_template: _Optional[str] = ..., load_progress: _Optional[float] = ..., memory_mib: _Optional[int] = ..., activation: _Optional[str] = ..., fingerprint: _Optional[str] = ..., multi_vector_dimensions: _Optional[int] = ...) -> None: ...
+    matryoshka_dimensions_from: int
+    def __init__(self, name: _Optional[str] = ..., served_name: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., dimensions: _Optional[int] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., normalized: _Optional[bool] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt_name: _Optional[str] = ..., truncation: _Optional[_Union[_options_pb2.Truncation, str]] = ..., outputs: _Optional[_Iterable[_Union[_options_pb2.Output, str]]] = ..., precision: _Optional[_Union[_options_pb2.Precision, str]] = ..., provider: _Optional[str] = ..., license: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., created: _Optional[int] = ..., pair: _Optional[_Union[PairLayout, _Mapping]] = ..., instruction_template: _Optional[str] = ..., load_progress: _Optional[float] = ..., memory_mib: _Optional[int] = ..., activation: _Optional[str] = ..., fingerprint: _Optional[str] = ..., multi_vector_dimensions: _Optional[int] = ..., matryoshka_dimensions_from: _Optional[int] = ...) -> None: ...
 
 class PairLayout(_message.Message):
     __slots__ = ("prefix_ids", "infix_ids", "suffix_ids", "query_template", "document_template", "instruction")

@@ -110,6 +110,8 @@ def _add_facts(answer: model_pb2.Model, model: Model) -> None:
         if given.width:
             answer.dimensions = given.width
             answer.matryoshka_dimensions.extend(given.matryoshka)
+            if given.matryoshka_from:
+                answer.matryoshka_dimensions_from = given.matryoshka_from
             answer.normalized = given.normalized
         if "multi_vector" in model.forms:
             answer.multi_vector_dimensions = model.forms["multi_vector"].width

@@ -33,5 +33,6 @@ def offer(model: Model) -> Offer:
         outputs=outputs_of(model.forms),
         width=dense.width if dense is not None else 0,
         matryoshka=model.card.matryoshka_dimensions,
+        matryoshka_from=model.card.matryoshka_dimensions_from or 0,
         normalized=model.facts.normalize,
     )

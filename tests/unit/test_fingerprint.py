@@ -55,6 +55,7 @@ WORDS: dict[str, Any] = {
     "license": "MIT",
     "golden": "golden/other.json",
     "matryoshka_dimensions": (16,),
+    "matryoshka_dimensions_from": 16,
     "outputs": ("dense",),
     "architecture": "bert",
 }

@@ -12,6 +12,7 @@ from quadrate.v1.options_pb2 import BINARY, DENSE, FLOAT16, FLOAT32, INT8, MULTI
 
 PLAIN = Offer(name="plain", outputs=[DENSE], width=384, matryoshka=(), normalized=True)
 RAW = Offer(name="raw", outputs=[DENSE], width=384, matryoshka=(128, 256), normalized=False)
+ANY = Offer(name="any", outputs=[DENSE], width=384, matryoshka=(), matryoshka_from=32, normalized=True)
 THREE = Offer(name="three", outputs=[DENSE, SPARSE, MULTI_VECTOR], width=1024, matryoshka=(), normalized=True)
 SPARSE_ALONE = Offer(name="sparse", outputs=[SPARSE], width=0, matryoshka=(), normalized=False)
 
@@ -58,6 +59,14 @@ def test_what_it_does_not_give_is_refused_with_what_it_does(offer: Offer, asked:
         choose(offer, **asked)
     assert caught.value.param == param
     assert sentence in caught.value.message
+
+
+def test_a_model_that_was_trained_for_all_widths_gives_any_from_the_least_on() -> None:
+    """The least and the whole are among them; what is beyond is refused with both."""
+    assert [choose(ANY, dimensions=width).dimensions for width in (32, 33, 383, 384)] == [32, 33, 383, None]
+    for width in (-1, 0, 1, 31, 385):
+        with pytest.raises(InvalidArgument, match=f"dimensions {width} is not one that 'any' gives: any from 32 to 384"):
+            choose(ANY, dimensions=width)
 
 
 def test_the_common_request_is_known_as_such() -> None:

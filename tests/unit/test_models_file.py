@@ -91,6 +91,8 @@ def test_the_digest_is_the_contents() -> None:
         ({"source": {"type": "attic"}}, "'wheel', 'hub', 'folder'"),
         ({"default_prompt_name": "query"}, "default_prompt_name 'query' is not among the prompts: []"),
         ({"matryoshka_dimensions": [128, 0]}, "matryoshka_dimensions must be positive, not [128, 0]"),
+        ({"matryoshka_dimensions_from": 0}, "greater than or equal to 1"),
+        ({"matryoshka_dimensions": [128], "matryoshka_dimensions_from": 32}, "keep one of the two"),
         ({"task": "rerank", "scoring": "causal"}, "scoring causal needs `pair`"),
         ({"task": "rerank", "scoring": "cosine", "activation": "sigmoid"}, "are for rerankers with scoring cross_encoder or causal"),
         ({"task": "rerank", "scoring": "cosine", "outputs": ["dense"]}, "are for task embed"),

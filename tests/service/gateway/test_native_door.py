@@ -247,6 +247,16 @@ async def test_dimensions_go_to_models_that_were_trained_for_them(open_door: Cal
         assert "2, 4, 8" in failure.message
 
 
+async def test_models_that_were_trained_for_all_widths_are_asked_for_any(open_door: Callable[..., Any]) -> None:
+    """From the least of the card on."""
+    card = fake_card("fake", matryoshka_dimensions_from=3)
+    async with FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK)) as worker, open_door(routing(worker)) as door:
+        await door.until_serving()
+        for width in (3, 5, WIDTH):
+            assert len((await door.embed.Embed(request("cat", dimensions=width))).embeddings[0].values) == width
+        assert "any from 3 to 8" in (await refused(door.embed.Embed(request("cat", dimensions=2)))).message
+
+
 async def test_models_are_told_with_their_state(door: Door) -> None:
     """Cards ordered by name, by both names, filtered by task."""
     answer = await door.models.ListModels(model_pb2.ListModelsRequest())

@@ -112,6 +112,19 @@ async def test_value_types_are_made_of_the_float32_answer(heads: Path, value_typ
     assert np.array_equal(many.reshape(packed.multi_vector.rows, packed.multi_vector.width), convert(rows(plain), value_type))
 
 
+async def test_a_card_may_allow_any_width_from_one_on(heads: Path) -> None:
+    """The card tells it, and what is narrower is refused."""
+    file = json.loads(heads.read_text())
+    file["models"]["three"] |= {"matryoshka_dimensions": [], "matryoshka_dimensions_from": 5}
+    heads.write_text(json.dumps(file))
+    async with running("embed", heads, "three") as made:
+        assert vectors(await made.embed.Embed(request("hello", model="three", dimensions=7))).shape == (1, 7)
+        card = (await made.models.GetModel(model_pb2.GetModelRequest(model="three"))).model
+        assert (card.matryoshka_dimensions_from, list(card.matryoshka_dimensions)) == (5, [])
+        with pytest.raises(grpc.aio.AioRpcError, match="any from 5 to 32"):
+            await made.embed.Embed(request("hello", model="three", dimensions=4))
+
+
 async def test_dimensions_cut_the_dense_vector_alone(heads: Path) -> None:
     """The other forms beside it stay whole; without a dense vector there is nothing to cut."""
     async with running("embed", heads, "three") as made:
