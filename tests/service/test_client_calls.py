@@ -26,6 +26,7 @@ from quadrate.server import Call, Server
 from quadrate.telemetry import Telemetry
 from quadrate.testing.ports import free_port
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
+from tests.standstill import standstill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -390,12 +391,7 @@ async def test_a_slow_caller_holds_up_the_source(mesh: Mesh, client: AsyncClient
 
     answers = client.embed_stream(endless(), model="minilm", texts_per_message=4)
     await anext(answers)
-    for _ in range(20):
-        before = read
-        await asyncio.sleep(0.02)
-        if read == before:
-            break
-    assert read == before < 400
+    assert await standstill(lambda: read, lambda: client.embed("text", model="minilm")) < 400
     await answers.aclose()
 
 
@@ -475,6 +471,10 @@ async def test_a_refused_key_is_raised_as_such(mesh: Mesh, client: AsyncClient) 
 async def test_an_interrupted_stream_ends_cleanly(mesh: Mesh) -> None:
     """Ctrl-C while waiting for an answer is a KeyboardInterrupt, and the client can be closed and the stream is gone."""
 
+    async def asked() -> None:
+        while not mesh.embedded:
+            await asyncio.sleep(0.01)
+
     def use() -> None:
         mesh.wait_seconds = 60
         with Client(mesh.target) as client:
@@ -483,7 +483,7 @@ async def test_an_interrupted_stream_ends_cleanly(mesh: Mesh) -> None:
             def interrupt_first(coroutine: Any) -> Any:
                 client._wait = interrupted  # type: ignore[method-assign]
                 future = asyncio.run_coroutine_threadsafe(coroutine, client._loop)
-                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), client._loop).result()
+                asyncio.run_coroutine_threadsafe(asked(), client._loop).result()
                 future.cancel()
                 raise KeyboardInterrupt
 

@@ -10,13 +10,17 @@ import numpy as np
 from quadrate.errors import Overloaded
 from quadrate.server.streams import IN_FLIGHT, LARGE_IN_FLIGHT
 from quadrate.testing.worker import FakeWorker, fake_card, fake_vector
-from quadrate.v1 import embed_pb2, model_pb2, options_pb2
+from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.service.gateway.conftest import refused, routing
+from tests.standstill import standstill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.service.gateway.conftest import Door
+
+RERANK = rerank_pb2.RerankRequest(model="fake-rerank", query="cat", documents=[options_pb2.Input(text="dog")])
+"""What somebody else asks meanwhile."""
 
 
 def item(name: str, text: str = "cat", model: str = "fake") -> embed_pb2.EmbedStreamRequest:
@@ -28,6 +32,36 @@ async def sent(*items: embed_pb2.EmbedStreamRequest) -> AsyncIterator[embed_pb2.
     """Give items."""
     for one in items:
         yield one
+
+
+def embeds(worker: FakeWorker) -> int:
+    """Return how many requests to embed a worker was sent."""
+    return sum(isinstance(request, embed_pb2.EmbedRequest) for request in worker.received)
+
+
+class Turnstile:
+    """Lets a worker answer requests to embed one by one."""
+
+    def __init__(self, worker: FakeWorker) -> None:
+        self._worker = worker
+        self._passes = asyncio.Semaphore(0)
+        worker.before = self._wait
+
+    async def _wait(self, request: Any, _: Any) -> None:
+        if isinstance(request, embed_pb2.EmbedRequest):
+            await self._passes.acquire()
+
+    async def holds(self, door: Door, bound: int) -> None:
+        """See that so many requests are at work, never more, while a few are answered."""
+        for answered in range(5):
+            await door.until(lambda answered=answered: embeds(self._worker) >= bound + answered)  # type: ignore[misc] # a default binds it
+            assert await standstill(lambda: embeds(self._worker), lambda: door.rerank.Rerank(RERANK)) == bound + answered
+            self._passes.release()
+
+    def open(self) -> None:
+        """Let all others pass."""
+        for _ in range(10 * IN_FLIGHT):
+            self._passes.release()
 
 
 async def test_answers_come_as_they_are_done(door: Door, worker: FakeWorker) -> None:
@@ -78,49 +112,33 @@ async def test_a_reader_that_stops_stops_the_stream(open_door: Callable[..., Any
         await door.until_serving()
         answers = aiter(door.embed.EmbedStream(sent(*(item(str(number)) for number in range(many)))))
         first = await anext(answers)
-        before = -1
-        while before != len(worker.received):
-            before = len(worker.received)
-            await asyncio.sleep(0.3)  # long enough for hundreds of requests, were they read
-        assert before < many / 2, "the worker was asked for what nobody reads"
+        asked = await standstill(lambda: embeds(worker), lambda: door.rerank.Rerank(RERANK))
+        assert asked < many / 2, "the worker was asked for what nobody reads"
         assert {first.id} | {answer.id async for answer in answers} == {str(number) for number in range(many)}
 
 
 async def test_no_more_than_the_bound_is_at_work(door: Door, worker: FakeWorker) -> None:
-    """A caller who sends without end keeps IN_FLIGHT requests at work, not more."""
-    release = asyncio.Event()
-
-    async def hold(_: Any, __: Any) -> None:
-        await release.wait()
-
-    worker.before = hold
+    """A caller who sends without end keeps IN_FLIGHT requests at work, not more; each answer makes room for one."""
+    turnstile = Turnstile(worker)
     call = door.embed.EmbedStream(sent(*(item(str(number)) for number in range(3 * IN_FLIGHT))))
-    await door.until(lambda: len(worker.received) >= IN_FLIGHT)
-    await asyncio.sleep(0.1)
-    assert len(worker.received) == IN_FLIGHT
-    release.set()
+    await turnstile.holds(door, IN_FLIGHT)
+    turnstile.open()
     assert len([answer async for answer in call]) == 3 * IN_FLIGHT
 
 
 async def test_fewer_are_at_work_if_answers_are_large(open_door: Callable[..., Any]) -> None:
     """Each multi-vector answer may be as large as a message can be; dense requests behind them wait, and all are answered."""
-    release = asyncio.Event()
-
-    async def hold(_: Any, __: Any) -> None:
-        await release.wait()
-
     card = fake_card("fake", outputs=[options_pb2.DENSE, options_pb2.MULTI_VECTOR])
     rerank = fake_card("fake-rerank", model_pb2.TASK_RERANK)
-    async with FakeWorker(card, rerank, before=hold) as worker, open_door(routing(worker)) as door:
+    async with FakeWorker(card, rerank) as worker, open_door(routing(worker)) as door:
+        turnstile = Turnstile(worker)
         await door.until_serving()
         large = [item(str(number)) for number in range(3 * LARGE_IN_FLIGHT)]
         for one in large:
             one.request.outputs.append(options_pb2.MULTI_VECTOR)
         call = door.embed.EmbedStream(sent(*large, item("dense")))
-        await door.until(lambda: len(worker.received) >= LARGE_IN_FLIGHT)
-        await asyncio.sleep(0.1)
-        assert len(worker.received) == LARGE_IN_FLIGHT
-        release.set()
+        await turnstile.holds(door, LARGE_IN_FLIGHT)
+        turnstile.open()
         assert len([answer async for answer in call]) == len(large) + 1
 
 

@@ -129,18 +129,18 @@ async def test_a_fault_of_a_worker_is_not_retried(open_door: Callable[..., Any])
 
 async def test_a_worker_that_vanishes_under_load_loses_no_request(open_door: Callable[..., Any]) -> None:
     """Its connection breaks with requests in flight; all of them are answered by the other."""
-    async with FakeWorker() as stays, open_door(routing(stays)) as _, FakeWorker() as leaves:
+    left = asyncio.Event()
 
-        async def slow(_: Any, __: Any) -> None:
-            await asyncio.sleep(0.05)
+    async def hold(_: Any, __: Any) -> None:
+        await left.wait()
 
-        stays.before = leaves.before = slow
-        async with open_door(routing(stays, leaves)) as door:
-            await door.until_serving()
-            calls = [asyncio.ensure_future(door.embed.Embed(REQUEST)) for _ in range(40)]
-            await door.until(lambda: len(leaves.received) >= 5)
-            await leaves.server.stop()
-            assert len(await asyncio.gather(*calls)) == 40
+    async with FakeWorker(before=hold) as stays, FakeWorker(before=hold) as leaves, open_door(routing(stays, leaves)) as door:
+        await door.until_serving()
+        calls = [asyncio.ensure_future(door.embed.Embed(REQUEST)) for _ in range(40)]
+        await door.until(lambda: len(leaves.received) >= 5)
+        await leaves.server.stop()
+        left.set()
+        assert len(await asyncio.gather(*calls)) == 40
 
 
 async def test_the_less_loaded_of_two_is_chosen(open_door: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2
 from tests.service.workers.conftest import running
+from tests.standstill import standstill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -233,10 +234,7 @@ async def test_the_first_answer_of_a_stream_does_not_wait_for_the_last_request(c
         first = await call.read()
         assert first.id == "first"
         reading.set()
-        before = -1
-        while sent != before:  # until the worker takes no more
-            before = sent
-            await asyncio.sleep(0.5)
-        assert sent < 1500  # what the transports hold both ways
+        taken = await standstill(lambda: sent, lambda: made.embed.Embed(request("hello")))
+        assert taken < 1500  # what the transports hold both ways
         call.cancel()
         assert len((await made.embed.Embed(request("hello"))).embeddings) == 1
