@@ -70,6 +70,20 @@ def refusal(path: Path, said: ModelCard) -> str:
     return str(caught.value)
 
 
+def test_a_cross_encoder_is_refused_as_an_embedding_model(tmp_path: Path) -> None:
+    """The way out is another task, not a pooling that would make vectors which mean nothing; who names one in the card means it."""
+    path = classifier(tmp_path)
+    said = refusal(path, card(path))
+    assert "architectures names 'BertForSequenceClassification', a classifier" in said
+    assert "Set task rerank and scoring cross_encoder in its card." in said
+    modules(path, "Transformer")
+    assert refusal(path, card(path)) == said
+    assert folder.read(path, card(path, pooling="mean", normalize=True)).head == "pooled"
+    modules(path, "Transformer", "Pooling")
+    write(path, "1_Pooling/config.json", {"pooling_mode": "cls"})
+    assert folder.read(path, card(path)).pooling == "cls"
+
+
 @pytest.mark.parametrize(("mode", "pooling"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
 def test_folders_of_newer_sentence_transformers_are_read(tmp_path: Path, mode: str, pooling: str) -> None:
     """Newer folders name the pooling by a word, their classes by longer paths, and leave the limit to the tokenizer."""

@@ -38,12 +38,27 @@ def head_of(path: Path, card: ModelCard, modules: Modules) -> Head:
         raise ConfigError(f"{path}: its LogitScore module makes it a causal reranker; set task rerank and scoring causal in its card.")
     if asked is not None:
         return asked
+    _refuse_classifier(path, card, modules)
     if card.pooling == "splade" or (card.pooling is None and modules.folder("SpladePooling") is not None):
         return "splade"
     there = [name for name in _BGE_M3 if (path / name).is_file()]
     if len(there) == 1:
         raise ConfigError(f"{path}: has {there[0]} and not the other of {' and '.join(_BGE_M3)}; fetch the model again.")
     return "bge_m3" if there else "pooled"
+
+
+def _refuse_classifier(path: Path, card: ModelCard, modules: Modules) -> None:
+    """Refuse a classifier as an embedding model, unless modules.json or the card makes it one: its vectors were trained for nothing."""
+    if card.pooling is not None or modules.folder("Pooling") is not None or modules.folder("SpladePooling") is not None:
+        return
+    config = JsonFile(path / "config.json")
+    named = config.data.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    if name.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"{config.path}: architectures names {name!r}, a classifier, such as a cross-encoder: it reads a query together with a "
+            "document and has no vectors. Set task rerank and scoring cross_encoder in its card."
+        )
 
 
 def check_outputs(path: Path, card: ModelCard, head: Head) -> None:
