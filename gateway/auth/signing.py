@@ -12,6 +12,7 @@ import httpx
 import jwt
 
 from quadrate.config import jwks
+from quadrate.config.jwt import without_query
 from quadrate.errors import ConfigError, Unauthenticated, Unavailable
 from quadrate.telemetry import log
 
@@ -40,7 +41,7 @@ class SigningKeys:
     """
 
     def __init__(self, issuer: JwtIssuer, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._source = issuer.source
+        self._source, self._told = issuer.source, issuer.source_told
         self._cache_seconds = issuer.jwks_cache_seconds
         self._metrics = metrics
         self._clock = clock
@@ -119,7 +120,7 @@ class SigningKeys:
             keys = await asyncio.to_thread(_load, self._source)
         except ConfigError as exc:
             self._metrics.counter("router_jwks_fetches_total", "failed").inc()
-            log.warn("signing keys could not be fetched; the last ones stay", source=str(self._source), error=str(exc))
+            log.warn("signing keys could not be fetched; the last ones stay", source=self._told, error=str(exc))
         else:
             self._metrics.counter("router_jwks_fetches_total", "ok").inc()
             self._take(keys)
@@ -132,7 +133,7 @@ class SigningKeys:
             self._keys = keys
             self._prepared.clear()
             self.generation += 1
-            log.info("signing keys changed", source=str(self._source), keys=len(keys))
+            log.info("signing keys changed", source=self._told, keys=len(keys))
 
 
 def _unknown_key() -> Unauthenticated:
@@ -149,16 +150,19 @@ def _load(source: Path | str) -> Mapping[str | None, Jwk]:
 
 
 def _get(url: str) -> bytes:
-    """Return what a URL gives, within FETCH_SECONDS and MAX_BYTES. Raises ConfigError."""
+    """Return what a URL gives, within FETCH_SECONDS and MAX_BYTES. Raises ConfigError, whose text has no more of the URL than logs may."""
+    told = without_query(url)
     until, found = time.monotonic() + FETCH_SECONDS, bytearray()
     try:
         with httpx.stream("GET", url, timeout=FETCH_SECONDS, headers={"accept": "application/json"}) as answer:
             if answer.status_code != httpx.codes.OK:
-                raise ConfigError(f"{url}: answers {answer.status_code}")
+                raise ConfigError(f"{told}: answers {answer.status_code}")
             for piece in answer.iter_bytes():
                 found += piece
                 if len(found) > MAX_BYTES or time.monotonic() > until:
-                    raise ConfigError(f"{url}: the answer is longer than {MAX_BYTES} bytes or takes more than {FETCH_SECONDS:.0f} s")
+                    raise ConfigError(f"{told}: the answer is longer than {MAX_BYTES} bytes or takes more than {FETCH_SECONDS:.0f} s")
     except httpx.HTTPError as exc:
-        raise ConfigError(f"{url}: {type(exc).__name__}: {exc}") from exc
+        raise ConfigError(f"{told}: {type(exc).__name__}: {exc}") from exc
+    except (httpx.InvalidURL, OSError, ValueError) as exc:  # of the URL, of SSL_CERT_FILE, of a proxy's address: their texts may repeat it
+        raise ConfigError(f"{told}: cannot be asked ({type(exc).__name__})") from exc
     return bytes(found)

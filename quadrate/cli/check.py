@@ -71,7 +71,7 @@ def _auth(config: Path) -> str:
 def _signing_keys(issuer: JwtIssuer) -> str:
     """Tell of an issuer's keys: how many a file has; a URL is not asked, since it may be for the gateway's machine alone."""
     if issuer.jwks_path is None:
-        return f"the keys at {issuer.jwks_url}"
+        return f"the keys at {issuer.source_told}"
     return f"{len(jwks.read(issuer.jwks_path))} keys of {issuer.jwks_path}"
 
 

@@ -45,6 +45,6 @@ def parse(data: bytes) -> Mapping[str | None, Jwk]:
 def _is_whole(jwk: Jwk) -> bool:
     try:
         jwt.PyJWK(jwk)
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, ValueError, TypeError):  # the last two are of numbers that are none, or impossible
         return False
     return True

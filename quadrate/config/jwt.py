@@ -57,11 +57,21 @@ class JwtIssuer(Schema):
     def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        url = urlsplit(value)
-        if url.username or url.password:
-            raise ValueError("the URL holds a user or a password, which would stand in logs; signing keys are public")
+        if "@" in value:
+            raise ValueError(
+                "the URL holds an @, as of a user and a password; signing keys are public. Leave them out; write %40 in a path"
+            )
+        try:
+            url = urlsplit(value)
+            _ = url.port
+        except ValueError:
+            raise ValueError("this is no URL: its host or its port cannot be read") from None  # the reason may repeat parts of it
+        if not value.isprintable() or any(character.isspace() for character in value):
+            raise ValueError("the URL holds a blank or another character that no URL may")
         if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and url.hostname in _LOOPBACK)):
-            raise ValueError(f"{value!r} must begin with https:// (or http:// on localhost): who could change the keys could sign tokens")
+            raise ValueError(
+                f"{without_query(value)!r} must begin with https:// (or http:// on localhost): who could change the keys could sign tokens"
+            )
         return value
 
     @pydantic.model_validator(mode="after")
@@ -74,3 +84,14 @@ class JwtIssuer(Schema):
     def source(self) -> Path | str:
         """Where the signing keys come from: a file, or a URL."""
         return self.jwks_path or self.jwks_url or ""
+
+    @property
+    def source_told(self) -> str:
+        """The same, as it may stand in logs."""
+        return without_query(str(self.source))
+
+
+def without_query(url: str) -> str:
+    """Return a URL up to its query, which may hold a secret."""
+    path, mark, _ = url.partition("?")
+    return f"{path}?…" if mark else path

@@ -166,7 +166,13 @@ async def test_a_key_may_be_held_to_models_and_tasks() -> None:
         ("{accept_any_key_as_anonymous: true, allow_anonymous_without_api_keys: true, api_keys: [a]}", "cannot stand beside api_keys"),
         ("jwt: {issuer: i, audience: a}", "needs either jwks_url or jwks_path"),
         ("jwt: {issuer: i, audience: a, jwks_url: 'http://issuer.example.com/keys'}", "must begin with https://"),
-        ("jwt: {issuer: i, audience: a, jwks_url: 'https://me:pass@issuer.example.com/keys'}", "holds a user or a password"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https://me:hunter2@issuer.example.com/keys'}", "the URL holds an @"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https://me:hun/hunter2@issuer.example.com/keys'}", "the URL holds an @"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https:me:hunter2@issuer.example.com/keys'}", "the URL holds an @"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https://issuer.example.com:hunter2/keys'}", "this is no URL"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https://[issuer/keys?hunter2'}", "this is no URL"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'https://issuer.example.com/my keys'}", "holds a blank"),
+        ("jwt: {issuer: i, audience: a, jwks_url: 'http://issuer.example.com/keys?hunter2'}", "must begin with https://"),
         ("jwt: {issuer: i, audience: a, jwks_path: keys.json}", "is relative"),
         ("jwt: {issuer: i, audience: [], jwks_path: /keys.json}", "audience"),
         ("jwt: {issuer: i, audience: a, jwks_path: /keys.json, algorithms: [HS256]}", "algorithms"),
@@ -179,7 +185,7 @@ def test_a_file_that_would_surprise_is_refused(text: str, fault: str) -> None:
         parse(text, AuthFile, name="auth.yaml")
     assert fault in str(caught.value)
     assert str(caught.value).startswith("auth.yaml:1: ")
-    assert not any(secret in str(caught.value) for secret in ("a-secret", "schlüssel", "'a b'", "pass@"))
+    assert not any(secret in str(caught.value) for secret in ("a-secret", "schlüssel", "'a b'", "hunter2"))
 
 
 def test_an_earlier_deployments_file_means_the_same() -> None:

@@ -271,9 +271,43 @@ async def test_what_is_no_key_set_is_no_key_set(body: bytes, issuer: Issuer, mon
         await Door(configured(issuer)).enter(issuer.token())
 
 
+@pytest.mark.parametrize(
+    ("url", "variables"),
+    [
+        ("https://{host}/keys?secret", {}),
+        ("https://localhost:1/keys?secret", {"SSL_CERT_FILE": "/nowhere/secret.pem"}),
+        ("https://localhost:1/keys?secret", {"HTTPS_PROXY": "secret://user:secret@proxy"}),
+        ("https://localhost:1/keys?secret", {"HTTPS_PROXY": "http://user:secret@[proxy"}),
+        ("https://localhost:1/keys?secret", {}),
+        (f"https://localhost:1/{'k' * 70_000}?secret", {}),
+    ],
+)
+async def test_a_source_that_cannot_even_be_asked_is_one_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], url: str, variables: dict[str, str]
+) -> None:
+    """Whatever is wrong with its address or with what leads there. Nothing that may be secret is told of it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    door = Door(configured(Issuer(), jwks_url=url))
+    with pytest.raises(Unavailable):
+        await door.enter(Issuer().token())
+    assert "signing keys could not be fetched" in (said := capfd.readouterr().out)
+    assert "secret" not in said
+    assert 'router_jwks_fetches_total{outcome="failed"}' in door.telemetry.metrics.text().decode()
+
+
 async def test_keys_that_cannot_verify_are_passed_over(issuer: Issuer, tmp_path: Path) -> None:
     """A set may hold keys for encryption, shared secrets and kinds from the future beside the one that counts."""
-    others = [{"kty": "oct", "k": "AAAA"}, {**issuer.signing.jwk(), "use": "enc", "kid": "e"}, {"kty": "XMSS"}, {"kty": "EC", "crv": "?"}]
+    others: list[dict[str, Any]] = [
+        {"kty": "oct", "k": "AAAA"},
+        {**issuer.signing.jwk(), "use": "enc", "kid": "e"},
+        {"kty": "XMSS"},
+        {"kty": "EC", "crv": "?"},
+        {"kty": "RSA", "n": "AA", "e": "AA", "kid": "small"},
+        {"kty": "RSA", "n": 5, "e": [], "kid": "odd"},
+        {"kty": "EC", "crv": "P-256", "x": "A" * 43, "y": "A" * 43, "kid": "on no curve"},
+        {"kty": "OKP", "crv": "Ed25519", "x": "A", "kid": "cut"},
+    ]
     path = tmp_path / "jwks.json"
     path.write_bytes(issuer.jwks(others))
     found = await Door(configured(issuer, jwks_path=str(path))).enter(issuer.token(headers={}))
