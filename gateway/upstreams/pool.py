@@ -153,21 +153,21 @@ class Pool:
             call.has_tried = isinstance(failure, UpstreamFailed)  # another gateway would hear the same of the server
             raise failure
         call.log["upstream"] = replica.peer.target
+        tried = [replica]
         try:
             if self._hedge_after_seconds is not None and errand.tokens <= SHORT_TOKENS:
-                return await self._hedged(replica, errand, call)
+                return await self._hedged(tried, errand, call)
             return await replica.send(errand, call)
         except (Unavailable, Overloaded, TooSlow) as failure:
             call.has_tried = not isinstance(failure, Lost)
-            return await self._elsewhere(replica, errand, call, failure)
+            return await self._elsewhere(tried, errand, call, failure)
         finally:
             if replica.record.failed_in_row >= FAILURES_IN_ROW or time.monotonic() >= self._judged + JUDGE_SECONDS:
                 self._judge()
 
-    async def _elsewhere(self, replica: Replica, errand: Errand, call: Call, failure: QuadrateError) -> Any:
+    async def _elsewhere(self, tried: list[Replica], errand: Errand, call: Call, failure: QuadrateError) -> Any:
         """Try a failed request again where it has not been, then after a pause wherever it may be answered. Raises the last failure."""
-        tried = [replica]
-        for number in range(1, MOST_TRIES):
+        for number in range(len(tried), MOST_TRIES):
             other = self._pick(errand, call, besides=tried)
             if other is None:
                 other = await self._after_pause(number, errand, call, failure)
@@ -202,8 +202,9 @@ class Pool:
             raise failure
         self._metrics.counter("router_upstream_retries_total", self.alias).inc()
 
-    async def _hedged(self, replica: Replica, errand: Errand, call: Call) -> Any:
-        """As `replica.send`; without an answer after a while, ask a second replica, too. The first good answer counts."""
+    async def _hedged(self, tried: list[Replica], errand: Errand, call: Call) -> Any:
+        """Send to the one replica that is `tried`; without an answer after a while, to a second, too. The first good answer counts."""
+        (replica,) = tried
         first = asyncio.create_task(replica.send(errand, call))
         tasks = {first}
         try:
@@ -211,6 +212,7 @@ class Pool:
             other = None if first.done() else self._pick(errand, call, besides=(replica,))
             if other is None or not self._budget.withdraw():
                 return await first
+            tried.append(other)
             tasks.add(asyncio.create_task(other.send(errand, call)))
             done = await _first_good(tasks)
             self._metrics.counter("router_upstream_hedges_total", self.alias, "first" if done is first else "second").inc()
