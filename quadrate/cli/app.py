@@ -387,7 +387,10 @@ def models_verify(
     precision: Annotated[Precision, typer.Option(help="Class of arithmetic to compare in.")] = "exact",
     make_golden: Annotated[bool, typer.Option("--make-golden", help="Write the golden vectors instead of comparing them.")] = False,
 ) -> None:
-    """Compare models in the store with their hashes and their golden vectors."""
+    """Compare models in the store with their hashes and their golden vectors.
+
+    The exit status is 1 if something is wrong, and 3 if nothing is but a model has no golden vectors to compare its answers with.
+    """
     from quadrate.cli import models  # noqa: PLC0415
 
     raise typer.Exit(models.verify(_config(config), aliases or [], make_golden=make_golden, precision=precision))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from quadrate.runtime.store import StoredModel
 
 
+UNVERIFIED = 3
+"""The exit status of `verify` where nothing was wrong, and a model has no golden vectors."""
+
+
 def show(config: Path, *, as_json: bool) -> int:
     """Print every model of models.yaml and whether its files are here."""
     rows = [_row(alias, card) for alias, card in _cards(config, ()).items()]
@@ -43,9 +47,10 @@ def show(config: Path, *, as_json: bool) -> int:
 
 
 def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision: Precision) -> int:
-    """Hash the files of the models that are here, run each against its golden vectors, and say what is wrong; returns 1 if anything is.
+    """Hash the files of the models that are here, run each against its golden vectors, and say what is wrong.
 
-    A folder of one's own has no hashes to be held against; it is loaded instead, as a worker would.
+    A folder of one's own has no hashes to be held against; it is loaded instead, as a worker would. Returns 1 if anything is wrong, and
+    otherwise UNVERIFIED if a model has no golden vectors: whether it answers right, nothing here can tell.
 
     Args:
         config: The configuration folder.
@@ -60,13 +65,26 @@ def verify(config: Path, aliases: Sequence[str], *, make_golden: bool, precision
         if stored is not None and not lines and (card.golden or make_golden or isinstance(card.source, FolderSource)):
             problems, notes = _proven(config, alias, card, stored, make_golden=make_golden, precision=precision)
             verdict, lines = "wrong" if problems else "good", [*problems, *notes]
+        if verdict == "good" and not card.golden and not make_golden:
+            verdict, lines = "not verified", [_unverified(alias, card)]
         print("\n".join([f"{alias}: {verdict}", *(f"  {line}" for line in lines)]))
         if verdict != "not in the store" or alias in aliases:
             verdicts.add(verdict)
             fetchable |= verdict in {"damaged", "not in the store"} and not isinstance(card.source, FolderSource)
     if fetchable:
         print("`quadrate models pull ALIAS` gets a model anew where a file is missing or damaged.")
-    return int(bool(verdicts - {"good"}))
+    if verdicts - {"good", "not verified"}:
+        return 1
+    return UNVERIFIED if "not verified" in verdicts else 0
+
+
+def _unverified(alias: str, card: ModelCard) -> str:
+    """Say what was looked at of a model without golden vectors, and what was not."""
+    done = "its files can be loaded" if isinstance(card.source, FolderSource) else "its files are what was fetched; it was not run"
+    return (
+        f"{done}. Its card names no golden vectors to compare its answers with: "
+        f"`quadrate models verify {alias} --make-golden` makes them once you trust what it answers."
+    )
 
 
 def _hashed(alias: str, card: ModelCard) -> tuple[StoredModel | None, list[str]]:
@@ -95,7 +113,7 @@ def _proven(
         settings = load_worker_settings(kind, precision="exact" if make_golden else precision)
         model = engine.load(alias, card, stored, settings)
         if not make_golden and not card.golden:
-            return [], ["its files can be loaded; its card names no golden vectors to compare with"]
+            return [], []
         if not make_golden:
             problems = asyncio.run(golden.check(model))
             return problems, [] if problems else [f"golden vectors match in precision {precision}"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from quadrate.cli.models import UNVERIFIED
 from tests.service.hub_server import COMMIT, LATER, Hub
 
 if TYPE_CHECKING:
@@ -247,7 +248,9 @@ def test_a_damaged_file_is_found_and_fetched_again(puller: Puller) -> None:
     assert f"tiny: damaged\n  {damaged} is damaged: its SHA-256 is " in found.stdout
     assert puller.run().returncode == 0
     _assert_whole(puller.model)
-    assert "tiny: good" in puller.run("verify").stdout
+    found = puller.run("verify")
+    assert found.returncode == UNVERIFIED, "its files are whole, and no golden vectors say what it should answer"
+    assert "tiny: not verified\n  its files are what was fetched; it was not run. " in found.stdout
 
 
 def test_a_damaged_model_can_be_removed(puller: Puller) -> None:
@@ -288,7 +291,7 @@ def test_pull_locks_the_newest_revision_and_every_hash(puller: Puller) -> None:
     assert done.returncode == 0, done.stderr
     assert _lock(puller) == {"repository": REPOSITORY, "revision": COMMIT, "files": _card(hashes=True)["files"]}
     _assert_whole(puller.model)
-    assert "tiny: good" in puller.run("verify").stdout
+    assert puller.run("verify").returncode == UNVERIFIED
 
 
 def test_a_lock_stays_until_an_update_is_asked_for(puller: Puller, hub: Hub) -> None:

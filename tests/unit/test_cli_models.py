@@ -61,11 +61,13 @@ def test_a_model_that_is_not_here_or_cannot_be_read_is_told(tmp_path: Path, caps
 
 
 def test_a_folder_without_golden_vectors_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing says what a folder's files should be, so they are opened: weights that are cut off are told."""
+    """Nothing says what a folder's files should be, so they are opened: weights that are cut off are told. Its answers are not verified."""
     folder = write_tiny_model(tmp_path / "model")
     describe(tmp_path, folder)
-    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 0
-    assert "tiny: good\n  its files can be loaded" in capsys.readouterr().out
+    assert models.verify(tmp_path, [], make_golden=False, precision="exact") == models.UNVERIFIED
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: not verified\n  its files can be loaded. Its card names no golden vectors")
+    assert "`quadrate models verify tiny --make-golden`" in said
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert models.verify(tmp_path, [], make_golden=False, precision="exact") == 1
