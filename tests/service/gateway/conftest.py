@@ -22,6 +22,7 @@ from quadrate.telemetry import Telemetry
 from quadrate.testing.worker import FakeWorker
 from quadrate.v1 import embed_pb2_grpc, model_pb2_grpc, rerank_pb2_grpc
 from quadrate.wire.v1.status_pb2 import StatusExtension
+from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -152,3 +153,10 @@ async def door(open_door: Any, worker: FakeWorker) -> AsyncIterator[Door]:
     async with open_door(routing(worker)) as door:
         await door.until_serving()
         yield door
+
+
+@pytest.fixture
+async def redis_server(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A running Redis."""
+    async with RedisServer(require_program("redis-server"), tmp_path) as server:
+        yield server

@@ -14,7 +14,6 @@ import pytest
 from quadrate.errors import Internal, InvalidArgument
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.processes import eventually
-from tests.redis_server import RedisServer
 from tests.service.gateway.conftest import Door, refusal, refused, routing
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from quadrate.testing.worker import FakeWorker
+    from tests.redis_server import RedisServer
 
 KEYS = "api_keys: [{key: alpha, name: alice}, {key: beta, name: bob}]\nallow_anonymous_without_api_keys: true"
 ALICE, BOB = (("x-api-key", "alpha"),), (("x-api-key", "beta"),)
@@ -369,19 +369,12 @@ async def test_usage_tells_who_used_what(limited: Any, worker: FakeWorker) -> No
             assert (answer.status, "such as 20" in (await answer.json())["error"]) == (400, True)
 
 
-@pytest.fixture
-async def redis(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A running Redis."""
-    async with RedisServer(require_program("redis-server"), tmp_path) as server:
-        yield server
-
-
-async def test_two_gateways_and_fifty_callers_never_exceed_one_keys_limit(limited: Any, redis: RedisServer) -> None:
+async def test_two_gateways_and_fifty_callers_never_exceed_one_keys_limit(limited: Any, redis_server: RedisServer) -> None:
     """What passes in a while is at most the bucket, what it regained, and one request's cost; and not much less."""
     capacity, each_second, cost = 400, 20.0, 2 * CAT_TOKENS
     limits = f"default: {{tokens_per_minute: {capacity}}}"
     async with AsyncExitStack() as stack:
-        doors = [await stack.enter_async_context(limited(limits, redis_url=redis.url, redis_timeout_seconds=5.0)) for _ in range(2)]
+        doors = [await stack.enter_async_context(limited(limits, redis_url=redis_server.url, redis_timeout_seconds=5.0)) for _ in range(2)]
         for door in doors:
             await door.until_serving()
         started = time.monotonic()
@@ -391,10 +384,10 @@ async def test_two_gateways_and_fifty_callers_never_exceed_one_keys_limit(limite
         assert passed * cost >= capacity - cost
 
 
-async def test_gateways_share_what_was_used_and_who_used_it(limited: Any, redis: RedisServer) -> None:
+async def test_gateways_share_what_was_used_and_who_used_it(limited: Any, redis_server: RedisServer) -> None:
     """What one charges the other sees, a refund included; both know of two gateways; usage is of both."""
     limits = f"default: {bucket(10, tokens_per_day=100)}"
-    async with limited(limits, redis_url=redis.url) as one, limited(limits, redis_url=redis.url) as other:
+    async with limited(limits, redis_url=redis_server.url) as one, limited(limits, redis_url=redis_server.url) as other:
         await one.until_serving()
         await other.until_serving()
         assert (await answered(one.embed.Embed(cats(), metadata=ALICE)))["remaining-requests"] == "9"
@@ -413,10 +406,10 @@ async def test_gateways_share_what_was_used_and_who_used_it(limited: Any, redis:
 
 
 async def test_limits_go_on_while_redis_is_away_and_are_whole_when_it_is_back(
-    limited: Any, redis: RedisServer, capfd: pytest.CaptureFixture[str]
+    limited: Any, redis_server: RedisServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No request fails for it. Half of the limit was used, so each of two gateways grants half of what is left; Redis learns of it."""
-    settings = {"redis_url": redis.url, "redis_timeout_seconds": 0.5, "gateways": 2}
+    settings = {"redis_url": redis_server.url, "redis_timeout_seconds": 0.5, "gateways": 2}
     limits = f"default: {bucket(20)}"
     async with limited(limits, **settings) as one, limited(limits, **settings) as other:
         doors = (one, other)
@@ -426,13 +419,13 @@ async def test_limits_go_on_while_redis_is_away_and_are_whole_when_it_is_back(
         for _ in range(8):
             await one.embed.Embed(cats(), metadata=ALICE)
         await other.embed.Embed(cats(), metadata=BOB)
-        redis.kill()
+        redis_server.kill()
         granted = sum(await outcomes([door.embed.Embed(cats(), metadata=ALICE) for door in doors for _ in range(12)]))
         assert 5 <= granted <= 5 + 9 + 2, "a gateway knows what it was last told"
         assert _counted(one, "router_quota_local_charges_total") > 0
         assert one.gateway.readiness.report()[1]["redis"]["status"] == "away"
         assert (await usage(one))["store"] == "pending"
-        await redis.start()
+        await redis_server.start()
         await eventually(lambda: all(door.gateway.redis.available for door in doors), "it is found again")
         await outcomes([door.embed.Embed(cats(), metadata=ALICE) for door in doors])
         granted = sum(await outcomes([door.embed.Embed(cats(), metadata=ALICE) for door in doors for _ in range(15)]))
@@ -440,13 +433,13 @@ async def test_limits_go_on_while_redis_is_away_and_are_whole_when_it_is_back(
         assert one.gateway.readiness.report()[1]["redis"] == {"status": "ok", "reason": ""}
 
 
-async def test_a_redis_that_forgets_is_told_again(limited: Any, redis: RedisServer) -> None:
+async def test_a_redis_that_forgets_is_told_again(limited: Any, redis_server: RedisServer) -> None:
     """Emptied between two requests, without a moment away: a day's budget is still used up, also one that is not asked for at once."""
-    async with limited("default: {tokens_per_day: 30}", redis_url=redis.url) as door:
+    async with limited("default: {tokens_per_day: 30}", redis_url=redis_server.url) as door:
         await door.until_serving()
         for key in (ALICE, BOB):
             await door.embed.Embed(cats(8), metadata=key)
-        async with redis.client() as client:
+        async with redis_server.client() as client:
             await client.flushall()
             await client.script_flush()
         for key in (ALICE, BOB):

@@ -24,36 +24,28 @@ from gateway.redis import RedisAway, SharedRedis
 from quadrate.telemetry import Metrics
 from tests.processes import eventually
 from tests.quota_model import StoreMachine
-from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from gateway.quotas.rules import Reply
+    from tests.redis_server import RedisServer
 
 CLOCK = "test:clock"
 TIMEOUT_SECONDS = 5.0
 
 
 @pytest.fixture
-async def server(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A running Redis."""
-    async with RedisServer(require_program("redis-server"), tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def redis(server: RedisServer) -> AsyncIterator[SharedRedis]:
+async def redis(redis_server: RedisServer) -> AsyncIterator[SharedRedis]:
     """A connection to it."""
-    async with SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as redis:
+    async with SharedRedis(redis_server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as redis:
         yield redis
 
 
 @pytest.fixture
-async def redis_in_a_hurry(server: RedisServer) -> AsyncIterator[SharedRedis]:
+async def redis_in_a_hurry(redis_server: RedisServer) -> AsyncIterator[SharedRedis]:
     """A connection that soon gives up."""
-    async with SharedRedis(server.url, timeout_seconds=0.3, metrics=Metrics("router")) as redis:
+    async with SharedRedis(redis_server.url, timeout_seconds=0.3, metrics=Metrics("router")) as redis:
         yield redis
 
 
@@ -71,11 +63,11 @@ def moved_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class InRedis:
     """The shared store, driven from code that does not wait, by a clock of the test's."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, redis_server: RedisServer) -> None:
         self._runner = asyncio.Runner()
-        self._redis = SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router"))
+        self._redis = SharedRedis(redis_server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router"))
         self._store = SharedStore(self._redis)
-        self._clock = Redis.from_url(server.url, protocol=2)
+        self._clock = Redis.from_url(redis_server.url, protocol=2)
 
     def set_clock(self, now_us: int) -> None:
         """Let it be so late."""
@@ -124,14 +116,14 @@ async def becomes(value: Callable[[], Awaitable[Any]], wanted: Any) -> None:
 
 
 @pytest.mark.usefixtures("moved_clock")
-async def test_the_store_in_redis_does_what_the_model_does(server: RedisServer) -> None:
+async def test_the_store_in_redis_does_what_the_model_does(redis_server: RedisServer) -> None:
     """Whatever is charged, given back and corrected, in any order, with any limits, as time passes."""
 
     class Machine(StoreMachine):
         store: Any = None
 
     def run() -> None:
-        Machine.store = InRedis(server)
+        Machine.store = InRedis(redis_server)
         try:
             run_state_machine_as_test(Machine, settings=settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck)))
         finally:
@@ -164,11 +156,11 @@ async def test_a_caller_that_leaves_while_it_is_charged_is_charged_nothing(redis
     assert reply.states[1] == 0
 
 
-async def test_all_limits_of_a_request_take_one_round_trip(redis: SharedRedis, server: RedisServer) -> None:
+async def test_all_limits_of_a_request_take_one_round_trip(redis: SharedRedis, redis_server: RedisServer) -> None:
     """One script for each request, whatever it falls under; and one trip for requests that come together."""
     store, rules = SharedStore(redis), [bucket(1000.0), leases(1000.0)]
     await store.charge(rules, [1.0, 1.0], "first", 1e6)  # teaches the scripts
-    async with server.client() as client:
+    async with redis_server.client() as client:
         await client.config_resetstat()
         for number in range(5):
             await store.charge(rules, [1.0, 1.0], f"lease-{number}", 1e6)
@@ -189,11 +181,11 @@ async def test_a_lease_of_a_lost_gateway_ends_by_itself(redis: SharedRedis) -> N
             await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_restarted_gets_the_scripts_again(redis: SharedRedis, server: RedisServer) -> None:
+async def test_a_server_that_restarted_gets_the_scripts_again(redis: SharedRedis, redis_server: RedisServer) -> None:
     """It knows neither scripts nor limits; the next charge teaches it."""
     store = SharedStore(redis)
     await store.charge([bucket()], [1.0], "", 0.0)
-    async with server.client() as client:
+    async with redis_server.client() as client:
         await client.script_flush()
         await client.flushall()
     assert (await store.charge([bucket()], [1.0], "", 0.0)).states == [0.0]
@@ -209,11 +201,11 @@ async def test_what_gateways_know_stands_where_redis_has_forgotten(redis: Shared
     assert not (await store.charge([bucket()], [1.0], "", 0.0)).allowed
 
 
-async def test_keys_end_with_what_they_say(redis: SharedRedis, server: RedisServer) -> None:
+async def test_keys_end_with_what_they_say(redis: SharedRedis, redis_server: RedisServer) -> None:
     """A full bucket needs no key: a store of many callers holds only those that came of late."""
     store = SharedStore(redis)
     await store.charge([bucket(10.0, 1000.0), leases()], [3.0, 1.0], "lease", 100_000.0)
-    async with server.client() as client:
+    async with redis_server.client() as client:
         assert 0 < await client.pttl("quadrate:quota:x") < 1100
         assert 0 < await client.pttl("quadrate:quota:l") < 1200
         await client.delete("quadrate:probe")
@@ -222,29 +214,29 @@ async def test_keys_end_with_what_they_say(redis: SharedRedis, server: RedisServ
                 await asyncio.sleep(0.05)
 
 
-async def test_a_lost_store_is_told_to_all_who_wait(redis: SharedRedis, server: RedisServer) -> None:
+async def test_a_lost_store_is_told_to_all_who_wait(redis: SharedRedis, redis_server: RedisServer) -> None:
     """Charges fail, settlements are let go, and both work again when the store is back."""
     store = SharedStore(redis)
-    server.kill()
+    redis_server.kill()
     outcomes = await asyncio.gather(*(store.charge([bucket()], [1.0], "", 0.0) for _ in range(300)), return_exceptions=True)
     assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
     store.settle([bucket()], [-1.0], "", 0.0)
     await store.drain()
-    await server.start()
+    await redis_server.start()
     await eventually(lambda: redis.available, "the store is found again")
     assert (await store.charge([bucket()], [1.0], "", 0.0)).allowed
 
 
-async def test_a_charge_whose_answer_is_lost_is_given_back(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+async def test_a_charge_whose_answer_is_lost_is_given_back(redis_in_a_hurry: SharedRedis, redis_server: RedisServer) -> None:
     """Redis reads it when it goes on, long after its caller was told to do without."""
     redis, rules = redis_in_a_hurry, [bucket(10.0), leases(3.0), day()]
     store = SharedStore(redis)
     assert (await store.charge(rules, [2.0, 1.0, 5.0], "answered", 60e6)).allowed
-    server.pause()
+    redis_server.pause()
     lost = [store.charge(rules, [3.0, 1.0, 7.0], f"lost-{number}", 60e6) for number in range(2)]
     outcomes = await asyncio.gather(*lost, return_exceptions=True)
     assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
-    server.resume()
+    redis_server.resume()
     await eventually(lambda: redis.available, "the store is found again")
     await store.drain()  # nobody need ask for anything
     reply = await SharedStore(redis).charge(rules, [0.0, 0.0, 0.0], "", 0.0)
@@ -253,7 +245,7 @@ async def test_a_charge_whose_answer_is_lost_is_given_back(redis_in_a_hurry: Sha
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_only_what_was_carried_out_is_given_back_and_only_once(
-    redis: SharedRedis, server: RedisServer, monkeypatch: pytest.MonkeyPatch, times: int
+    redis: SharedRedis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Of a trip whose answer is lost after Redis did it, as is the answer to what gives it back."""
     store, rules = SharedStore(redis), [bucket(10.0), leases(2.0)]
@@ -274,53 +266,55 @@ async def test_only_what_was_carried_out_is_given_back_and_only_once(
     await store.drain()
     reply = await store.charge(rules, [2.0, 1.0], "after", 60e6)
     assert [reply.states[0] / 60e6, reply.states[1]] == [pytest.approx(1.0, abs=0.1), 1.0]
-    async with server.client() as client:
+    async with redis_server.client() as client:
         assert sorted(await client.zrange("quadrate:quota:l", 0, -1)) == ["after", "answered"]
 
 
-async def test_what_was_given_up_is_not_carried_out_any_more(redis: SharedRedis, server: RedisServer) -> None:
+async def test_what_was_given_up_is_not_carried_out_any_more(redis: SharedRedis, redis_server: RedisServer) -> None:
     """A packet that arrives after its charge was given back finds the trip closed."""
     store = SharedStore(redis)
     await store.charge([bucket()], [1.0], "", 0.0)
     parts = ["bucket", 1.0, 10.0, 60e6, 0.0]
-    async with server.client() as client:
+    async with redis_server.client() as client:
         undo = ["", 0, 2, 0, "bucket", -1.0, 60e6]
         assert await client.evalsha(shared_module.SETTLE.digest, 2, "quadrate:quota:x", store._mark, *undo) == 0
         with pytest.raises(ResponseError, match="LATE"):
             await client.evalsha(shared_module.CHARGE.digest, 2, "quadrate:quota:x", store._mark, "", 0.0, 2, 0, *parts)
 
 
-async def test_a_request_counted_here_while_redis_stood_still_is_counted_once(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+async def test_a_request_counted_here_while_redis_stood_still_is_counted_once(
+    redis_in_a_hurry: SharedRedis, redis_server: RedisServer
+) -> None:
     """What Redis carried out late goes, what this gateway counted is told, and what a failed request gave back stays given back."""
     redis = redis_in_a_hurry
     ledger, plan = Ledger(redis, lambda: 1, Metrics("router")), Plan((bucket(100.0),))
     await ledger.charge(plan, [10.0], "", 0.0)
-    server.pause()
+    redis_server.pause()
     kept, failed = [await ledger.charge(plan, [cost], "", 0.0) for cost in (5.0, 20.0)]
     assert not kept.is_shared
     ledger.settle(failed, [-20.0], "")
-    server.resume()
+    redis_server.resume()
     await eventually(lambda: redis.available, "the store is found again")
     after = await ledger.charge(plan, [1.0], "", 0.0)
     assert after.is_shared
     assert after.reply.states[0] / 60e6 == pytest.approx(15.0, abs=0.1)
 
 
-async def test_use_is_handed_over_once(redis_in_a_hurry: SharedRedis, server: RedisServer) -> None:
+async def test_use_is_handed_over_once(redis_in_a_hurry: SharedRedis, redis_server: RedisServer) -> None:
     """Redis adds it when it goes on, and is handed it again by a gateway that has heard nothing."""
     redis, day = redis_in_a_hurry, dt.date(2026, 1, 1)
     usage, other = (Usage(redis, lambda: day) for _ in range(2))
     usage.row("alice", "minilm").tokens += 3
     await usage.hand_over()
     usage.row("alice", "minilm").tokens += 4
-    server.pause()
+    redis_server.pause()
     with pytest.raises(RedisAway):
         await usage.hand_over()
     usage.row("alice", "minilm").tokens += 10
     assert usage.here(day)["alice", "minilm"].tokens == 14, "what may not have arrived, and what is new"
-    server.resume()
+    redis_server.resume()
     await eventually(lambda: redis.available, "the store is found again")
-    async with server.client() as client:
+    async with redis_server.client() as client:
         await becomes(lambda: client.hget("quadrate:usage:2026-01-01", "alice minilm tokens"), "7")
     assert (await usage.read(day))["alice", "minilm"].tokens == 17
     other.row("alice", "minilm").tokens += 100

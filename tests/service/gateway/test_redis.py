@@ -12,28 +12,21 @@ from gateway.redis import RedisAway, SharedRedis
 from quadrate.telemetry import Metrics
 from quadrate.testing.ports import free_port
 from tests.processes import eventually
-from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
     from redis.asyncio import Redis
+
+    from tests.redis_server import RedisServer
 
 TIMEOUT_SECONDS = 0.3
 
 
 @pytest.fixture
-async def server(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A running Redis."""
-    async with RedisServer(require_program("redis-server"), tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def shared(server: RedisServer) -> AsyncIterator[SharedRedis]:
+async def shared(redis_server: RedisServer) -> AsyncIterator[SharedRedis]:
     """A connection to it."""
-    async with SharedRedis(server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
+    async with SharedRedis(redis_server.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
         yield shared
 
 
@@ -59,11 +52,11 @@ async def test_a_call_gives_what_its_work_gives(shared: SharedRedis) -> None:
     assert await shared.call(work) == b"1"
 
 
-async def test_a_killed_store_costs_one_call_and_then_none(shared: SharedRedis, server: RedisServer) -> None:
+async def test_a_killed_store_costs_one_call_and_then_none(shared: SharedRedis, redis_server: RedisServer) -> None:
     """The call that finds out fails; those after it fail at once and open no connection; listeners hear of both turns."""
     turns: list[bool] = []
     shared.listen(lambda: turns.append(shared.available))
-    server.kill()
+    redis_server.kill()
     await lose(shared)
     started = time.perf_counter()
     for _ in range(100):
@@ -72,32 +65,32 @@ async def test_a_killed_store_costs_one_call_and_then_none(shared: SharedRedis, 
     assert time.perf_counter() - started < TIMEOUT_SECONDS
     assert not shared.available
     assert shared.reason
-    await server.start()
+    await redis_server.start()
     await eventually(lambda: shared.available, "it is found again")
     assert await shared.call(ping) is None
     assert turns == [False, True]
 
 
-async def test_a_paused_store_counts_as_away_after_the_time_of_a_call(shared: SharedRedis, server: RedisServer) -> None:
+async def test_a_paused_store_counts_as_away_after_the_time_of_a_call(shared: SharedRedis, redis_server: RedisServer) -> None:
     """Every call that waits fails within the time allowed, and it comes back when the store goes on."""
-    server.pause()
+    redis_server.pause()
     started = time.perf_counter()
     results = await asyncio.gather(*(shared.call(ping) for _ in range(50)), return_exceptions=True)
     assert all(isinstance(result, RedisAway) for result in results)
     assert time.perf_counter() - started < 10 * TIMEOUT_SECONDS
-    server.resume()
+    redis_server.resume()
     await eventually(lambda: shared.available, "it is found again")
 
 
-async def test_a_store_is_missed_without_any_call(shared: SharedRedis, server: RedisServer) -> None:
+async def test_a_store_is_missed_without_any_call(shared: SharedRedis, redis_server: RedisServer) -> None:
     """It is asked now and then, so that the first request after a quiet hour need not find out."""
-    server.kill()
+    redis_server.kill()
     await eventually(lambda: not shared.available, "the loss is noticed")
 
 
-async def test_a_store_that_takes_no_writes_is_away(shared: SharedRedis, server: RedisServer) -> None:
+async def test_a_store_that_takes_no_writes_is_away(shared: SharedRedis, redis_server: RedisServer) -> None:
     """A replica that lost its master, or a full store, answers reads and is of no use."""
-    async with server.client() as client:
+    async with redis_server.client() as client:
         await client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
         await eventually(lambda: not shared.available, "it is noticed")
         assert "ReadOnly" in shared.reason
