@@ -266,6 +266,8 @@ class Routes:
             await asyncio.gather(*(peer.close() for peer in idle))
             for peer in idle:
                 log.info("upstream let go", upstream=peer.target)
+            for target in {peer.target for peer in idle} - self.targets:
+                self._metrics.drop("upstream", target)
         return len(idle) < len(unused)
 
     def _peers(self) -> set[AnyPeer]:

@@ -78,6 +78,10 @@ class Histogram:
         """Return the series of these label values, in the order of the names."""
         return self._series.setdefault(values, Series(self._bounds))
 
+    def remove(self, *values: str) -> None:
+        """Drop the series of these label values. Raises KeyError if there is none."""
+        del self._series[values]
+
     def clear(self) -> None:
         """Drop all series."""
         self._series.clear()

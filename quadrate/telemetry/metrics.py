@@ -44,6 +44,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         rows = [row for row in instruments if row.component in (component, "all")]
         self._parents: dict[str, Any] = {row.name: _build(row, self.registry) for row in rows}
+        self._labels = {row.name: row.labels for row in rows}
         self._children: dict[tuple[str, ...], Any] = {}
         self._place_of_caller = {row.name: row.labels.index(CALLER) for row in rows if CALLER in row.labels}
         self._callers: set[str] = set()
@@ -68,6 +69,13 @@ class Metrics:
         self._parents[name].clear()
         for key in [key for key in self._children if key[0] == name]:
             del self._children[key]
+
+    def drop(self, label: str, value: str) -> None:
+        """Drop the series of all metrics that have this value of a label: what it names is gone. If it comes back they begin anew."""
+        for name, place in [(name, labels.index(label)) for name, labels in self._labels.items() if label in labels]:
+            for key in [key for key in self._children if key[0] == name and key[1 + place] == value]:
+                self._parents[name].remove(*key[1:])
+                del self._children[key]
 
     def _child(self, name: str, labels: tuple[str, ...]) -> Any:
         key = (name, *labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,22 @@ def test_metrics_are_printed_with_their_labels() -> None:
     metrics = Metrics("router")
     metrics.counter("router_tokens_total", "minilm", "anonymous").inc(7)
     assert b'router_tokens_total{model="minilm",principal="anonymous"} 7.0' in metrics.text()
+
+
+def test_series_of_what_is_gone_are_dropped_from_every_metric() -> None:
+    """Those of others stay, and what comes back begins anew."""
+    metrics = Metrics("router")
+    for target in ("gone:1", "stays:1"):
+        metrics.counter("router_upstream_errors_total", target, "UNAVAILABLE").inc()
+        metrics.gauge("router_upstream_serving", target).set(1)
+        metrics.histogram("router_upstream_latency_seconds", target, "m").observe(0.1)
+    metrics.drop("upstream", "gone:1")
+    text = metrics.text().decode()
+    assert "gone:1" not in text
+    for name in ("router_upstream_errors_total", "router_upstream_serving", "router_upstream_latency_seconds_count"):
+        assert re.search(rf'^{name}{{.*upstream="stays:1".*}} 1.0$', text, re.MULTILINE)
+    metrics.counter("router_upstream_errors_total", "gone:1", "UNAVAILABLE").inc()
+    assert 'router_upstream_errors_total{status="UNAVAILABLE",upstream="gone:1"} 1.0' in metrics.text().decode()
 
 
 @pytest.mark.usefixtures("restored_logging")

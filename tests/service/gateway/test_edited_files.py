@@ -88,6 +88,7 @@ async def test_a_model_moves_to_another_worker_without_a_failed_request(open_doo
         assert f'router_upstream_serving{{upstream="{after.target}"}} 1.0' in text
         assert f'router_upstream_serving{{upstream="{before.target}"}}' not in text
         assert 'router_config_reloads_total{outcome="applied"} 1.0' in text
+        await door.until(lambda: before.target not in door.telemetry.metrics.text().decode())
 
 
 async def test_a_worker_that_is_still_loading_is_waited_for(open_door: Callable[..., Any], tmp_path: Path) -> None:

@@ -397,3 +397,5 @@ async def test_each_address_of_a_name_is_a_replica(open_door: Callable[..., Any]
         for _ in range(10):
             await door.embed.Embed(REQUEST)
         assert len(first.received) == before
+        await door.until(lambda: first.target not in door.telemetry.metrics.text().decode())
+        assert second.target in door.telemetry.metrics.text().decode()
