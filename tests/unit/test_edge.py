@@ -71,6 +71,14 @@ def test_addresses_are_put_in() -> None:
     assert len(clusters["gateway_http"]) == 1
 
 
+def test_every_way_to_a_gateway_is_bounded() -> None:
+    """Calls and probes alike: what waits for a connection, what is under way, and what is tried again."""
+    clusters = configuration(EdgeSettings())["static_resources"]["clusters"]
+    for cluster in clusters:
+        (bounds,) = cluster["circuit_breakers"]["thresholds"]
+        assert bounds.keys() == {"max_connections", "max_pending_requests", "max_requests", "retry_budget"}, cluster["name"]
+
+
 def test_the_time_limit_holds_for_every_unary_route_and_no_stream() -> None:
     """Unary calls end with the setting, a caller's grpc-timeout is capped by it; open streams have no limit at all."""
     routes = {
