@@ -7,22 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import pytest_asyncio
 
-from quadrate.config.edge import EdgeSettings
-from quadrate.testing.ports import free_ports
 from tests.processes import LONG_SECONDS, eventually
-from tests.service.test_envoy import StandIn, envoy, server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import httpx
-
-    from quadrate.server import Server
-
-__all__ = ["server"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,22 +41,6 @@ REFUSED = {
     "a wrong method": ("PUT /v1/embeddings HTTP/1.1\r\nHost: mesh\r\nconnection: close\r\n\r\n", 405, "method_not_allowed"),
     "a wrong type": (f"{POST}content-type: text/plain\r\nconnection: close\r\n\r\n", 415, "unsupported_media_type"),
 }
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def edge(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[httpx.AsyncClient, Path]]:
-    """An edge, and its log."""
-    port, admin = free_ports(2)
-    settings = EdgeSettings(
-        port=port,
-        admin=f"127.0.0.1:{admin}",
-        gateways=(f"127.0.0.1:{server[0].port}",),
-        gateways_http=(f"127.0.0.1:{server[0].http_port}",),
-        threads=1,
-    )
-    folder = tmp_path_factory.mktemp("edge")
-    async with envoy(settings, folder) as client:
-        yield client, folder / "envoy.log"
 
 
 async def ask(port: int | None, request: str) -> tuple[int, dict[str, str], dict[str, Any]]:

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from quadrate.config.edge import load_edge_settings
-from quadrate.testing.ports import free_ports
 from tests.processes import eventually
-from tests.service.test_envoy import StandIn, envoy, server
+from tests.service.edge import StandIn, before, envoy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     import httpx
 
     from quadrate.server import Server
-
-__all__ = ["server"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,32 +42,23 @@ class Hop:
         return [line for line in found if line.get("request_id") == answer.headers["x-request-id"]]
 
 
-async def hop(server: tuple[Server, StandIn], folder: Path, trusted: str) -> AsyncIterator[Hop]:
+async def hop(stand_in: tuple[Server, StandIn], folder: Path, trusted: str) -> AsyncIterator[Hop]:
     """Run an edge that trusts some networks."""
-    port, admin = free_ports(2)
-    settings = load_edge_settings(
-        port=port,
-        admin=f"127.0.0.1:{admin}",
-        gateways=(f"127.0.0.1:{server[0].port}",),
-        gateways_http=(f"127.0.0.1:{server[0].http_port}",),
-        threads=1,
-        trusted_hops=trusted,
-    )
-    async with envoy(settings, folder) as client:
-        yield Hop(client, folder / "envoy.log", server[1])
+    async with envoy(before(stand_in[0], trusted_hops=trusted), folder) as client:
+        yield Hop(client, folder / "envoy.log", stand_in[1])
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def trusted(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
+async def trusted(stand_in: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
     """An edge that trusts this machine and a network."""
-    async for found in hop(server, tmp_path_factory.mktemp("trusted"), "10.1.0.0/16, 127.0.0.1"):
+    async for found in hop(stand_in, tmp_path_factory.mktemp("trusted"), "10.1.0.0/16, 127.0.0.1"):
         yield found
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def strange(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
+async def strange(stand_in: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hop]:
     """An edge that trusts others than this machine."""
-    async for found in hop(server, tmp_path_factory.mktemp("strange"), "10.1.0.0/16,fd00::/8"):
+    async for found in hop(stand_in, tmp_path_factory.mktemp("strange"), "10.1.0.0/16,fd00::/8"):
         yield found
 
 

@@ -3,175 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import httpx
 import pytest
-import pytest_asyncio
 from google.api.httpbody_pb2 import HttpBody
 
-from quadrate import edge
-from quadrate.cohere.v1 import cohere_pb2
 from quadrate.config.edge import EdgeSettings
 from quadrate.errors import ERRORS, DeadlineExceeded, QuadrateError, Unavailable, UpstreamFailed
-from quadrate.health import Health
-from quadrate.openai.v1 import openai_pb2, openai_pb2_grpc
-from quadrate.server import Server
-from quadrate.telemetry import Telemetry
+from quadrate.openai.v1 import openai_pb2_grpc
 from quadrate.testing.ports import free_ports
+from tests.service.edge import StandIn, before, envoy, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from quadrate.server import Call
+    from quadrate.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-START_SECONDS = 20
 
-
-class StandIn:
-    """A gateway that fails as it is told, and remembers how it was called."""
-
-    def __init__(self) -> None:
-        self.failure: QuadrateError | None = None
-        self.hangs = False
-        self.has_tried = False
-        self.calls: list[Call] = []
-
-    async def answer(self, call: Call) -> HttpBody:
-        """Answer, fail or hang."""
-        self.calls.append(call)
-        call.has_tried = self.has_tried
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.failure is not None:
-            raise self.failure
-        return HttpBody(content_type="application/json", data=b'{"well": true}')
-
-
-class OpenAi:
-    """quadrate.openai.v1.OpenAiService."""
-
-    descriptor = openai_pb2.DESCRIPTOR.services_by_name["OpenAiService"]
-
-    def __init__(self, gateway: StandIn) -> None:
-        self._gateway = gateway
-
-    async def create_embedding(self, _: HttpBody, call: Call) -> HttpBody:
-        """POST /v1/embeddings."""
-        return await self._gateway.answer(call)
-
-    async def list_models(self, _: Any, call: Call) -> HttpBody:
-        """GET /v1/models."""
-        return await self._gateway.answer(call)
-
-    async def retrieve_model(self, request: openai_pb2.RetrieveModelRequest, call: Call) -> HttpBody:
-        """GET /v1/models/{model}."""
-        call.log["model"] = request.model
-        return await self._gateway.answer(call)
-
-
-class Cohere:
-    """quadrate.cohere.v1.CohereService."""
-
-    descriptor = cohere_pb2.DESCRIPTOR.services_by_name["CohereService"]
-
-    def __init__(self, gateway: StandIn) -> None:
-        self._gateway = gateway
-
-    async def rerank_v1(self, _: HttpBody, call: Call) -> HttpBody:
-        """POST /v1/rerank."""
-        return await self._gateway.answer(call)
-
-    async def rerank_v2(self, _: HttpBody, call: Call) -> HttpBody:
-        """POST /v2/rerank."""
-        return await self._gateway.answer(call)
-
-    async def embed_v2(self, _: HttpBody, call: Call) -> HttpBody:
-        """POST /v2/embed."""
-        return await self._gateway.answer(call)
-
-
-@contextlib.asynccontextmanager
-async def envoy(settings: EdgeSettings, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """Run Envoy and give a client of it, once it listens."""
-    config = folder / "envoy.yaml"
-    edge.render(config, settings)
-    with (folder / "envoy.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*edge.command(config, settings), stdout=log, stderr=subprocess.STDOUT)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}", timeout=30) as client:
-            await asyncio.wait_for(listening(settings.port), START_SECONDS)
-            yield client
-    finally:
-        process.terminate()
-        assert await process.wait() == 0
-
-
-async def listening(port: int) -> None:
-    """Wait until somebody listens on a port."""
-    while True:
-        with contextlib.suppress(ConnectionRefusedError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            await writer.wait_closed()
-            return
-        await asyncio.sleep(0.02)
-
-
-@contextlib.asynccontextmanager
-async def serving(gateway: StandIn) -> AsyncIterator[Server]:
-    """Serve a stand-in on free ports."""
-    health = Health()
-    health.set("", serving=True)
-    found = Server(
-        telemetry=Telemetry.silent("router"),
-        health=health,
-        services=[OpenAi(gateway), Cohere(gateway)],
-        host="127.0.0.1",
-        port=0,
-        http_port=0,
-        readiness=lambda: (True, {}),
-        drain_seconds=0.0,
-    )
-    await found.start()
-    yield found
-    await found.stop()
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def server() -> AsyncIterator[tuple[Server, StandIn]]:
-    """The stand-in that most tests share."""
-    gateway = StandIn()
-    async with serving(gateway) as found:
-        yield found, gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def client(server: tuple[Server, StandIn], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an Envoy before the stand-in."""
-    port, admin = free_ports(2)
-    settings = EdgeSettings(
-        port=port,
-        admin=f"127.0.0.1:{admin}",
-        gateways=(f"127.0.0.1:{server[0].port}",),
-        gateways_http=(f"127.0.0.1:{server[0].http_port}",),
-        request_timeout_seconds=2,
-        threads=1,
-    )
-    async with envoy(settings, tmp_path_factory.mktemp("edge")) as found:
-        yield found
+@pytest.fixture
+def client(edge: tuple[httpx.AsyncClient, Path]) -> httpx.AsyncClient:
+    """A client of an edge before the stand-in."""
+    return edge[0]
 
 
 @pytest.fixture
-def gateway(server: tuple[Server, StandIn]) -> StandIn:
+def gateway(stand_in: tuple[Server, StandIn]) -> StandIn:
     """The stand-in, as new."""
-    found = server[1]
+    found = stand_in[1]
     found.failure, found.hangs, found.has_tried = None, False, False
     found.calls.clear()
     return found
@@ -229,14 +91,7 @@ async def test_failures_of_upstreams_do_not_count_against_a_gateway(tmp_path: Pa
     """A model whose server is broken, and callers with short deadlines, must not cost the others half of the gateways."""
     first, second = StandIn(), StandIn()
     async with serving(first) as one, serving(second) as other:
-        port, admin = free_ports(2)
-        settings = EdgeSettings(
-            port=port,
-            admin=f"127.0.0.1:{admin}",
-            gateways=(f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}"),
-            gateways_http=(f"127.0.0.1:{one.http_port}",),
-            threads=1,
-        )
+        settings = before(one, other)
         async with envoy(settings, tmp_path) as client:
             for error in (UpstreamFailed, DeadlineExceeded):
                 first.failure = second.failure = error("No.")
@@ -245,14 +100,14 @@ async def test_failures_of_upstreams_do_not_count_against_a_gateway(tmp_path: Pa
             first.hangs = second.hangs = True
             for _ in range(8):
                 await client.post("/v1/embeddings", content=b"{}", headers={"grpc-timeout": "50m"})
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}") as door:
+            async with httpx.AsyncClient(base_url=f"http://{settings.admin}") as door:
                 stats = (await door.get("/stats?filter=cluster.gateway.outlier_detection.ejections_enforced_total")).text
     assert first.calls
     assert second.calls
     assert stats.strip().endswith(": 0"), stats
 
 
-async def test_callers_cannot_pretend_to_be_the_edge(client: httpx.AsyncClient, gateway: StandIn, server: tuple[Server, StandIn]) -> None:
+async def test_callers_cannot_pretend_to_be_the_edge(client: httpx.AsyncClient, gateway: StandIn) -> None:
     """Headers that the gateway believes are stripped from callers; names with underscores are dropped."""
     spoofed = {
         "x-envoy-original-path": "/spoof",
