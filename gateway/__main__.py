@@ -7,6 +7,7 @@ import signal
 import sys
 
 from gateway.process import Gateway
+from quadrate.arguments import parser
 from quadrate.config.gateway import load_gateway_settings
 from quadrate.errors import ConfigError
 from quadrate.server import run
@@ -24,6 +25,7 @@ async def serve() -> None:
 
 def main() -> int:
     """Return the exit status: 0 after a wish to stop, 2 if something configured cannot be used."""
+    parser("python -m gateway", "The gateway.", "ROUTER_*").parse_args()
     try:
         run(serve())
     except ConfigError as exc:

@@ -2,7 +2,7 @@
 
 `envoy/envoy.yaml` holds all that does not change from place to place; `render` puts addresses, limits and tracing into it.
 `python -m quadrate.edge [FILE]` renders what the environment says, to FILE if one is given, and becomes Envoy: the command of laptop,
-compose and cluster alike.
+compose and cluster alike. Without FILE it renders into a folder of its own, which goes when Envoy ends.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import importlib
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
+from quadrate.arguments import parser
 from quadrate.config.edge import EdgeSettings, load_edge_settings, split_address
 from quadrate.config.shipped import shipped
 from quadrate.edge_hops import chain_of_hops
 from quadrate.edge_tls import HANDSHAKE_SECONDS, Secrets
 from quadrate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
 
 Tree = dict[str, Any]
 IDLE_SECONDS = 60
@@ -237,9 +242,10 @@ def _collector(endpoint: str) -> Tree:
 
 def main() -> None:
     """Render what the environment says and become Envoy."""
+    wanted: Path | None = _arguments().parse_args().file
     try:
         settings = load_edge_settings()
-        config = Path(sys.argv[1] if len(sys.argv) > 1 else Path(tempfile.mkdtemp(prefix="quadrate-edge-"), "envoy.yaml"))
+        config = wanted or _own_folder() / "envoy.yaml"
         render(config, settings)
         line = command(config, settings)
     except ConfigError as exc:
@@ -247,6 +253,24 @@ def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is one
     os.execv(line[0], line)  # noqa: S606 - no shell is wanted
+
+
+def _arguments() -> argparse.ArgumentParser:
+    found = parser("python -m quadrate.edge", "The edge: Envoy.", "EDGE_*")
+    where = "Where Envoy's configuration is written. Default: a folder that goes with it."
+    found.add_argument("file", metavar="FILE", type=Path, nargs="?", help=where)
+    return found
+
+
+def _own_folder() -> Path:
+    """Return a new folder that goes when this process ends, whatever it has become and however it ends."""
+    folder = tempfile.mkdtemp(prefix="quadrate-edge-")
+    lives, ends_with_us = os.pipe()
+    os.set_inheritable(ends_with_us, True)
+    sweep = ["/bin/sh", "-c", 'read -r _; rm -rf -- "$1"', "sh", folder]
+    subprocess.Popen(sweep, stdin=lives, start_new_session=True)  # noqa: S603 - ours; it does not hold the other end
+    os.close(lives)
+    return Path(folder)
 
 
 if __name__ == "__main__":

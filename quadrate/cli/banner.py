@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _TEXT = "Stars are born in cold clouds of gas."
 _QUESTION = "Where are stars born?"
 _OTHER_TEXT = "Bread rises because yeast makes gas."
+WITH_TERMINAL = "Ctrl-C, or "
+"""The way to stop that a mesh in the background does not have."""
 
 
 def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
@@ -34,7 +36,7 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
         console.print(f"\n[bold]{title}[/]")
         console.print(call, markup=False, soft_wrap=True)
     flag = _port_flag(mesh)
-    console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: Ctrl-C, or {_program()} down{flag}.", soft_wrap=True)
+    console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: {WITH_TERMINAL}{_program()} down{flag}.", soft_wrap=True)
     if mesh.options.host not in {"127.0.0.1", "localhost", "::1"} and not mesh.needs_key:
         console.print("[yellow]Whoever reaches this port is served, and others can. Make a key (quadrate keys new NAME), and set[/]")
         console.print("[yellow]allow_anonymous_without_api_keys: false in auth.yaml.[/]")

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from quadrate.config import yamledit
 from quadrate.config.auth import MAX_SECRETS, ApiKey, AuthFile, Secret, digest
+from quadrate.config.routing import load_routing
 from quadrate.config.yamlfile import parse
 from quadrate.errors import ConfigError
 
@@ -67,9 +68,11 @@ def new(config: Path, wish: Wish) -> int:
             file.change(lambda text: yamledit.switch(text, switch, on=False), **{switch: False})
             _say(f"{switch} is false now: where there are keys, one that is mistyped must be refused.")
         secret = made()
-        key = parse(yamledit.inline(fields := _fields(wish, digest(secret))), ApiKey, name="the new key")
+        key = _read(fields := _fields(wish, digest(secret)))
         file.change(lambda text: yamledit.append(text, _KEYS, fields), api_keys=(*file.read.api_keys, key))
         _say(_who_else(file.read))
+    if wish.models:
+        _say_unknown(config / "routing.yaml", wish.models)
     _hand_over(secret, f"{wish.name} is in {file.path}, as its hash.")
     return 0
 
@@ -241,6 +244,24 @@ def _fields(wish: Wish, sha256: str) -> dict[str, Any]:
         "expires": moment(wish.expires),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _read(fields: dict[str, Any]) -> ApiKey:
+    """Return the key that a file would have by these fields. Raises ConfigError, whose lines are of no file."""
+    try:
+        return parse(yamledit.inline(fields), ApiKey, name="")
+    except ConfigError as exc:
+        raise ConfigError(f"No key was made: {re.sub(r'(?m)^:1: ', '', str(exc))}") from exc
+
+
+def _say_unknown(path: Path, models: tuple[str, ...]) -> None:
+    """Warn of aliases that routing.yaml does not have. They may come later; a file that is not there or not good says nothing of it."""
+    with contextlib.suppress(ConfigError):
+        routing = load_routing(path)
+        aliases = {route.model for route in (*routing.embeddings, *routing.rerank)}
+        if unknown := sorted(set(models) - aliases):
+            have = ", ".join(sorted(aliases)) or "none"
+            _say(f"Warning: {path} has no model {' and no model '.join(unknown)}, so the key may not call it until it has. It has: {have}.")
 
 
 def _put(file: _File, place: int, rows: list[dict[str, Any]]) -> None:

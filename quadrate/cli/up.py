@@ -72,7 +72,7 @@ def detach(folder: Folder) -> int:
             continue
     state = folder.read_state()
     if process.poll() is None and state is not None and state.state == "ready":
-        print(folder.banner.read_text())
+        print(folder.banner.read_text().replace(banner.WITH_TERMINAL, ""))
         return 0
     print((folder.logs / "supervisor.log").read_text(errors="replace"), file=sys.stderr, end="")
     return process.returncode or 1

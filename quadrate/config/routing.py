@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import pydantic
 
 from quadrate.config.yamlfile import Schema, load, misplaced
-from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("http", "https", "grpc", "grpcs")
 _Place = tuple[str, int, str]
+_Where = tuple[str | int, ...]
 """A list of the file, a number in it, and a key there."""
 _HTTP_SCHEMES = ("http", "https")
 _QWEN3 = "qwen3"
@@ -214,9 +214,9 @@ class RoutingFile(Schema):
         return self
 
     def resolved(self, environment: Mapping[str, str]) -> RoutingFile:
-        """Return the file with what the environment says in it: `enabled` and keys. Raises ValueError for a wrong variable."""
-        embeddings = tuple(_resolve(route, environment) for route in self.embeddings)
-        rerank = tuple(_resolve(route, environment) for route in self.rerank)
+        """Return the file with what the environment says in it: `enabled` and keys. Raises ValueError that names the place."""
+        embeddings = tuple(_resolve(route, environment, ("embeddings", place)) for place, route in enumerate(self.embeddings))
+        rerank = tuple(_resolve(route, environment, ("rerank", place)) for place, route in enumerate(self.rerank))
         return self.model_copy(update={"embeddings": embeddings, "rerank": rerank})
 
 
@@ -239,16 +239,19 @@ def _check_unique(names: Iterable[tuple[str, _Place]]) -> None:
         seen[name] = place
 
 
-def _resolve(route: RouteT, environment: Mapping[str, str]) -> RouteT:
-    enabled = _enabled(route, environment)
+def _resolve(route: RouteT, environment: Mapping[str, str], place: _Where) -> RouteT:
+    enabled = _enabled(route, environment, place)
     changes: dict[str, object] = {"enabled": enabled}
     if route.upstream is not None:
-        changes["upstream"] = _with_key(route.upstream, route, environment, enabled=enabled)
-    changes["upstreams"] = tuple(_with_key(upstream, route, environment, enabled=enabled) for upstream in route.upstreams)
+        changes["upstream"] = _with_key(route.upstream, route, environment, (*place, "upstream"), enabled=enabled)
+    changes["upstreams"] = tuple(
+        _with_key(upstream, route, environment, (*place, "upstreams", number), enabled=enabled)
+        for number, upstream in enumerate(route.upstreams)
+    )
     return route.model_copy(update=changes)
 
 
-def _enabled(route: Route, environment: Mapping[str, str]) -> bool:
+def _enabled(route: Route, environment: Mapping[str, str], place: _Where) -> bool:
     name = route.enabled_env or (_QWEN3_ENABLED if route.is_qwen3 else "")
     written = environment.get(name, "") if name else ""
     if not written:
@@ -256,17 +259,17 @@ def _enabled(route: Route, environment: Mapping[str, str]) -> bool:
     try:
         return pydantic.TypeAdapter(bool).validate_python(written)
     except pydantic.ValidationError as exc:
-        raise ValueError(f"model {route.model!r}: the variable {name} must be true or false") from exc
+        raise misplaced(f"model {route.model!r}: the variable {name} must be true or false", *place, "enabled_env") from exc
 
 
-def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], *, enabled: bool) -> Upstream:
+def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], place: _Where, *, enabled: bool) -> Upstream:
     """Return an upstream with the key that its variable holds. Raises ValueError if the variable has to be set and is not."""
     if upstream.api_key is not None:
         return upstream
     name = upstream.api_key_env or (_QWEN3_API_KEY if route.is_qwen3 and upstream.type != "grpc" else "")
     key = environment.get(name, "").strip() if name else ""
     if upstream.api_key_env and not key and enabled:
-        raise ValueError(f"model {route.model!r}: the variable {name}, which api_key_env names, is not set")
+        raise misplaced(f"model {route.model!r}: the variable {name}, which api_key_env names, is not set", *place, "api_key_env")
     return upstream.model_copy(update={"api_key": pydantic.SecretStr(key), "api_key_env": name}) if key else upstream
 
 
@@ -291,7 +294,4 @@ def _target(url: str) -> str:
 
 def load_routing(path: Path, environment: Mapping[str, str] | None = None) -> RoutingFile:
     """Read `routing.yaml` with what the environment adds to it; raises ConfigError."""
-    try:
-        return load(path, RoutingFile).resolved(os.environ if environment is None else environment)
-    except ValueError as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+    return load(path, RoutingFile, completed=lambda file: file.resolved(os.environ if environment is None else environment))

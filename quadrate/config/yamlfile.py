@@ -13,7 +13,7 @@ import yaml
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -68,8 +68,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"this cannot be read: {exc}", problem_mark=node.start_mark) from exc
 
 
-def load(path: Path, schema: type[SchemaT]) -> SchemaT:
-    """Read `path` and return it as `schema`.
+def load(path: Path, schema: type[SchemaT], *, completed: Callable[[SchemaT], SchemaT] = lambda file: file) -> SchemaT:
+    """Read `path` and return it as `schema`, `completed` by what stands elsewhere; it may say what is `misplaced`.
 
     Raises:
         ConfigError: The file is missing, is no YAML, or breaks the schema. The text has one line for each problem,
@@ -79,10 +79,10 @@ def load(path: Path, schema: type[SchemaT]) -> SchemaT:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-    return parse(text, schema, name=str(path))
+    return parse(text, schema, name=str(path), completed=completed)
 
 
-def parse(text: str, schema: type[SchemaT], *, name: str) -> SchemaT:
+def parse(text: str, schema: type[SchemaT], *, name: str, completed: Callable[[SchemaT], SchemaT] = lambda file: file) -> SchemaT:
     """As `load`, for text that is already at hand; `name` stands for the file in errors."""
     try:
         root = yaml.compose(text, Loader=_PARSER)
@@ -90,7 +90,7 @@ def parse(text: str, schema: type[SchemaT], *, name: str) -> SchemaT:
     except (yaml.YAMLError, RecursionError) as exc:
         raise ConfigError(_yaml_problem(exc, name, schema)) from (None if schema.secret_in else exc)
     try:
-        return schema.model_validate({} if data is None else data)
+        return completed(schema.model_validate({} if data is None else data))
     except pydantic.ValidationError as exc:
         problems = [f"{name}:{_line(root, error['loc'])}: {_describe(error, schema)}" for error in exc.errors()]
         raise ConfigError("\n".join(problems)) from exc

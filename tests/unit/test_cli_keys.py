@@ -251,3 +251,22 @@ def test_a_moment_is_read_as_people_write_it() -> None:
     assert week is not None
     assert abs(week - dt.datetime.now(dt.UTC) - dt.timedelta(weeks=1)) < dt.timedelta(minutes=1)
     assert keys.moment(None) is None
+
+
+def test_a_model_that_has_no_route_is_told(folder: Path) -> None:
+    """The key is made: the route may come later. Without a good routing.yaml nothing is known."""
+    arguments = ["keys", "new", "alice", "--model", "nope", "--model", "minilm", "--config", str(folder)]
+    assert "Warning" not in CliRunner().invoke(app, arguments).stderr
+    (folder / "routing.yaml").write_text((shipped("configs") / "routing.yaml").read_text())
+    arguments[2] = "bob"
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert "has no model nope, so the key may not call it until it has. It has: " in done.stderr
+    assert "minilm" in done.stderr
+    assert done.stdout.startswith("qd_")
+
+
+def test_a_key_that_cannot_be_is_refused_without_the_line_of_a_file(folder: Path) -> None:
+    """There is none yet."""
+    with pytest.raises(ConfigError, match=r"^No key was made: the name 'anonymous' is one that others have"):
+        keys.new(folder, keys.Wish(name="anonymous"))

@@ -13,7 +13,7 @@ import yaml
 
 from quadrate.cli import assemble, catalogue, check, local_routes, logfile, preflight, watch
 from quadrate.cli.assemble import Options
-from quadrate.cli.banner import command_name
+from quadrate.cli.banner import WITH_TERMINAL, command_name
 from quadrate.cli.banner import text as banner_text
 from quadrate.cli.plan import Folder, MeshState, ProcessState
 from quadrate.config.models import FolderSource, ModelsFile
@@ -271,11 +271,40 @@ def test_a_check_reads_the_file_of_signing_keys(options: Options, tmp_path: Path
     """As a gateway would at its start."""
     path = tmp_path / "jwks.json"
     config = configured(tmp_path / "configs", auth=f"jwt: {{issuer: 'https://i', audience: a, jwks_path: {path}}}")
-    for content, said in ((None, "cannot be read"), ("{}", "no JSON Web Key Set"), (Issuer().jwks().decode(), "by 1 keys of")):
+    for content, said in ((None, "cannot be read"), ("{}", "no JSON Web Key Set"), (Issuer().jwks().decode(), "by 1 key of")):
         if content is not None:
             path.write_text(content)
         check.run(dataclasses.replace(options, config=config), as_json=False)
         assert said in capsys.readouterr().out
+
+
+def test_a_check_tells_a_fault_once(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each where it is, though most parts need all of the files."""
+    config = configured(tmp_path / "configs")
+    (config / "rate_limits.yaml").write_text("default: {capacity: 5}")
+    (config / "routing.yaml").write_text("embeddings: 7")
+    assert check.run(dataclasses.replace(options, config=config), as_json=False) == 1
+    told = capsys.readouterr().out
+    assert [told.count(fault) for fault in ("capacity and refill_rate belong together", "embeddings:")] == [1, 1]
+    assert told.count("BAD") == 2
+
+
+def test_a_check_shows_loose_ends_apart_from_what_is_good(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are no fault, so the exit status is that of a good folder."""
+    config = configured(tmp_path / "configs", auth="api_keys: [{key: a, name: alice, models: [nope]}]")
+    assert check.run(dataclasses.replace(options, config=config), as_json=False) == 0
+    told = capsys.readouterr().out
+    assert "note  all of them together: auth.yaml: alice may call nope" in told
+    assert "good  auth.yaml: 1 key; " in told
+
+
+def test_a_mesh_in_the_background_is_not_stopped_by_a_key(options: Options, tmp_path: Path) -> None:
+    """What `--detach` takes out of the banner is there to be taken out."""
+    folder = Folder(tmp_path / "state")
+    mesh = assemble.read(options)
+    text = banner_text(mesh, assemble.plan(mesh, folder), folder)
+    assert text.count(WITH_TERMINAL) == 1
+    assert "To stop: quadrate down" in text.replace(WITH_TERMINAL, "")
 
 
 def test_logs_of_no_mesh_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,9 +107,12 @@ def test_the_environment_switches_routes_and_holds_keys(tmp_path: Path) -> None:
         write(tmp_path, f"embeddings: [{on.model_dump_json(exclude_defaults=True)}]"), {"M_KEY": "a-secret"}
     ).embeddings == (on,)
     write(tmp_path, text)
-    with pytest.raises(ConfigError, match="model 'm': the variable M_KEY, which api_key_env names, is not set"):
+    with pytest.raises(
+        ConfigError,
+        match=r"file.yaml:1: embeddings\[0\].*api_key_env: model 'm': the variable M_KEY, which api_key_env names, is not set",
+    ):
         load_routing(path, {"M_ON": "true"})
-    with pytest.raises(ConfigError, match="M_ON must be true or false"):
+    with pytest.raises(ConfigError, match=r"file.yaml:1: embeddings\[0\].enabled_env: .*M_ON must be true or false"):
         load_routing(path, {"M_ON": "perhaps"})
 
 
