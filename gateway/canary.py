@@ -12,6 +12,7 @@ import math
 import random
 import time
 from typing import TYPE_CHECKING, Literal, Self
+from weakref import WeakKeyDictionary
 
 from gateway.auth.principal import Principal
 from gateway.upstreams.errand import Errand
@@ -35,6 +36,8 @@ PATIENCE_SECONDS = 3.0
 """How long a canary is waited for."""
 PATIENCE_FACTOR = 10.0
 """Where answers take long, a canary is waited for so many times as long as they took lately: it may stand behind one."""
+KEYED_SILENCE_SECONDS = 300.0
+"""A server that is sent a key counts or bills what it is asked: nothing is, before so long a silence, unless there is doubt already."""
 LATE_SECONDS = 0.1
 """A canary whose time was found to be over so much later says more of the gateway than of the model."""
 TEXT = "A model serves while it answers."
@@ -55,6 +58,8 @@ class Canaries:
         self._telemetry = telemetry
         self._interval_seconds = interval_seconds
         self._under_way: dict[Replica, asyncio.Task[None]] = {}
+        self._asked: WeakKeyDictionary[Replica, float] = WeakKeyDictionary()
+        """When those were asked last that are sent a key."""
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -73,9 +78,17 @@ class Canaries:
             await asyncio.sleep(min(TICK_SECONDS, self._interval_seconds))
             now = time.monotonic()
             for replica in (replica for pool in self._routes.pools if pool.route.enabled for replica in pool.replicas):
-                is_due = now - replica.answered_at >= self._interval_seconds and replica not in self._under_way
-                if replica.facts is not None and is_due and replica.peer.takes_canaries:
+                is_asked = replica.peer.takes_canaries and replica not in self._under_way
+                if replica.facts is not None and is_asked and self._is_due(replica, now):
                     self._under_way[replica] = asyncio.create_task(self._ask(replica, replica.facts))
+
+    def _is_due(self, replica: Replica, now: float) -> bool:
+        if replica.upstream.api_key is None or replica.doubt:
+            return now - replica.answered_at >= self._interval_seconds
+        if now - max(replica.answered_at, self._asked.get(replica, 0.0)) < max(self._interval_seconds, KEYED_SILENCE_SECONDS):
+            return False
+        self._asked[replica] = now
+        return True
 
     async def _ask(self, replica: Replica, facts: Facts) -> None:
         """Send a canary, and tell what came of it."""

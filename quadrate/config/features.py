@@ -11,7 +11,7 @@ class Features:
 
     Attributes:
         protocol_detection: Upstreams of type `infinity` and `rerank` may be workers: which protocol they speak is found out. Off: HTTP.
-        http_canaries: Models behind HTTP that nobody asks are asked now and then whether they answer. Off: for servers that count or bill.
+        http_canaries: Models behind HTTP that nobody asks are asked now and then, seldom where a key is sent. Off: never.
         estimated_tokens: Models whose tokenizer is not known are served, at an upper bound of their tokens. Off: they are unavailable.
     """
 

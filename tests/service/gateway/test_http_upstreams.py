@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gateway import canary
 from gateway.upstreams.http import peer
 from quadrate.testing.http_upstream import HttpUpstream
 from quadrate.testing.ports import free_port
@@ -498,6 +499,29 @@ async def test_a_tokenizer_that_cannot_be_had_is_told(open_door: Callable[..., A
         (tmp_path / "tokenizer.json").write_text("{}")
         async with open_door(over_http(upstream), tokenizer_name=str(tmp_path)) as door:
             await door.until(lambda: any("not a tokenizer.json" in reason for reason in reasons(door)))
+
+
+async def test_a_server_that_is_sent_a_key_is_left_in_peace(open_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may bill each request. It is asked after a long silence, whatever it answers then, and while it is in doubt."""
+    async with HttpUpstream() as own, HttpUpstream(api_key="of-the-upstream") as paid:
+        entries = f"[{{type: openai, url: '{own.url}'}}, {{type: openai, url: '{paid.url}', api_key: of-the-upstream}}]"
+        async with open_door(f"embeddings: [{{model: far, upstreams: {entries}}}]\n", canary_interval_seconds=0.05) as door:
+            await door.until(lambda: all(replica.facts is not None for replica in door.gateway.routes.pools[0].replicas))
+            before = len(paid.received)
+            goal = len(own.received) + 10
+            await door.until(lambda: len(own.received) > goal)
+            assert len(paid.received) == before
+            paid.status = 429
+            monkeypatch.setattr(canary, "KEYED_SILENCE_SECONDS", 0.01)
+            await door.until(lambda: len(paid.received) > before)
+            monkeypatch.setattr(canary, "KEYED_SILENCE_SECONDS", 300.0)
+            before, goal = len(paid.received), len(own.received) + 10
+            await door.until(lambda: len(own.received) > goal)
+            assert len(paid.received) <= before + 1  # one may have been on its way
+            paid.status = None
+            replica = door.gateway.routes.pools[0].replicas[1]
+            replica.doubted("told so by a test")
+            await door.until(lambda: not replica.doubt)
 
 
 async def test_canaries_reach_servers_over_http(open_door: Callable[..., Any]) -> None:
