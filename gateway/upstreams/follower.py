@@ -40,6 +40,7 @@ REFRESH_SECONDS = 1.0
 _HTTP1 = "http1"
 """What gRPC says where somebody answers in HTTP/1: `Trying to connect an http1.x server`."""
 _HANDSHAKE = re.compile(r"Tls handshake failed.*?OPENSSL_internal:([A-Z0-9_]+(: [a-z ]+)?)")
+_OTHER_NAME = "hostname verification check failed"
 _NOT_REACHED = ("refused", "timed out", "timeout", "dns", "unreachable", "resolution", "no route")
 
 
@@ -202,6 +203,8 @@ def _explain(error: grpc.aio.AioRpcError) -> str:
         return "cannot be reached"
     if broken := _HANDSHAKE.search(text):
         return f"the TLS handshake failed: {broken[1]}"
+    if _OTHER_NAME in text.lower():
+        return "its certificate is for another name than the one that it is called by"
     if _HTTP1 in text.lower():
         return "it does not speak quadrate.v1 over gRPC; if it is a server with an HTTP API, say type: openai"
     return f"{error.code().name}: {text[:200]}"

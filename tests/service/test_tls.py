@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cryptography import x509
 from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.upstreams import names
 from gateway.upstreams.http.options import OverHttp
 from gateway.upstreams.routes import Routes
 from quadrate import edge
@@ -29,7 +31,7 @@ from quadrate.health import Health
 from quadrate.openai.v1 import openai_pb2, openai_pb2_grpc
 from quadrate.server import Server
 from quadrate.telemetry import Telemetry
-from quadrate.testing.ports import free_ports
+from quadrate.testing.ports import free_port, free_ports
 from quadrate.testing.worker import FakeWorker
 from tests.processes import LONG_SECONDS, eventually
 
@@ -168,6 +170,51 @@ async def test_a_worker_over_tls_is_called_by_its_name(folder: Path) -> None:
     """A whole gateway over a worker that asks for its certificate."""
     async with FakeWorker(tls=ServerTls(pair(folder, "worker"), folder / "ca.pem")) as worker:
         url = f"grpcs://localhost:{worker.target.rpartition(':')[2]}"
+        file = RoutingFile.model_validate({"embeddings": [{"model": "fake", "upstream": {"type": "grpc", "url": url}}]})
+        options = OverHttp(tls=ClientTls(folder / "ca.pem", pair(folder, "gateway")))
+        async with Routes(file, Telemetry.silent("router").metrics, over_http=options) as routes:
+            await eventually(lambda: routes.pools[0].replicas[0].facts is not None, "the worker is not found")
+
+
+async def test_each_address_of_a_name_is_believed_for_the_name_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers behind a name show one certificate, which is for the name as written and for no address. One with another's is not called."""
+    authority, name, port = Authority.in_folder(folder), "embed-workers.example.com", free_port()
+    authority.issue(folder, "named", [name], days=1)
+    authority.issue(folder, "elsewhere", ["elsewhere.example.com", "127.0.0.3"], days=1)
+
+    async def resolve(_: str, __: int) -> tuple[str, ...]:
+        return ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+
+    monkeypatch.setattr(names, "_resolve", resolve)
+    upstream = {"type": "grpc", "url": f"grpcs://{name}:{port}"}
+    file = RoutingFile.model_validate({"embeddings": [{"model": "fake", "upstream": upstream}]})
+    options = OverHttp(tls=ClientTls(folder / "ca.pem", pair(folder, "gateway")))
+    async with contextlib.AsyncExitStack() as workers:
+        for host, shows in (("127.0.0.1", "named"), ("127.0.0.2", "named"), ("127.0.0.3", "elsewhere")):
+            await workers.enter_async_context(FakeWorker(host=host, port=port, tls=ServerTls(pair(folder, shows), folder / "ca.pem")))
+        async with Routes(file, Telemetry.silent("router").metrics, over_http=options) as routes:
+            replicas = {replica.peer.target: replica for replica in routes.pools[0].replicas}
+            assert replicas.keys() == {f"127.0.0.{number}:{port}" for number in (1, 2, 3)}
+            *believed, stranger = (replicas[f"127.0.0.{number}:{port}"] for number in (1, 2, 3))
+            await eventually(lambda: all(replica.facts is not None for replica in believed), "the workers are not found")
+            await eventually(lambda: stranger.reason != "not asked yet", "no reason")
+            assert stranger.reason == "its certificate is for another name than the one that it is called by"
+            assert stranger.facts is None
+
+
+def has_ipv6() -> bool:
+    """Whether this machine can be called by an address of IPv6."""
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6"))])
+async def test_an_address_over_tls_is_believed_for_itself(folder: Path, host: str) -> None:
+    """A certificate may be for an address, of either kind."""
+    Authority.in_folder(folder).issue(folder, "addressed", [host], days=1)
+    async with FakeWorker(host=host, tls=ServerTls(pair(folder, "addressed"), folder / "ca.pem")) as worker:
+        url = f"grpcs://{f'[{host}]' if ':' in host else host}:{worker.server.port}"
         file = RoutingFile.model_validate({"embeddings": [{"model": "fake", "upstream": {"type": "grpc", "url": url}}]})
         options = OverHttp(tls=ClientTls(folder / "ca.pem", pair(folder, "gateway")))
         async with Routes(file, Telemetry.silent("router").metrics, over_http=options) as routes:
