@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 
+from gateway.overload.gate import LEAST_REQUESTS, TARGET_SECONDS, Gate
 from quadrate.errors import Overloaded
 from quadrate.standing import Priority, Standing
 from quadrate.testing.http_upstream import HttpUpstream
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BULK = (("x-quadrate-priority", "bulk"),)
 KEYS = "api_keys: [{key: one-of-the-keys, name: one}, {key: another-of-the-keys, name: other}]\nallow_anonymous_without_api_keys: true"
+FLOOD = 150
+A_SECONDS_WORTH = 50
 ONE, OTHER = (("authorization", "Bearer one-of-the-keys"),), (("authorization", "Bearer another-of-the-keys"),)
 
 
@@ -213,20 +216,28 @@ async def test_callers_who_leave_give_their_room_back(open_door: Any, worker: Fa
 
 
 class SlowUpstream(HttpUpstream):
-    """A server that takes all it is sent, and answers one after another."""
+    """A server that takes all it is sent, and answers as many as it is told to; by its own clock each takes so long."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.now = self.seconds = 0.0
         self.inside = self.most = 0
-        self._turn = asyncio.Lock()
+        self._answers = asyncio.Semaphore(0)
+
+    def answer(self, count: int, *, seconds: float) -> None:
+        """Answer so many of what it has and gets, each after so long."""
+        self.seconds = seconds
+        for _ in range(count):
+            self._answers.release()
 
     async def _answer(self, request: web.Request, form: Any, needed: str) -> web.StreamResponse:
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
-            async with self._turn:
-                await asyncio.sleep(0.02)
-            return await super()._answer(request, form, needed)
+            answer = await super()._answer(request, form, needed)
+            await self._answers.acquire()
+            self.now += self.seconds
+            return answer
         finally:
             self.inside -= 1
 
@@ -234,15 +245,23 @@ class SlowUpstream(HttpUpstream):
 async def test_a_server_that_takes_all_it_is_sent_gets_what_it_can_do(open_door: Any) -> None:
     """The queue of a server that speaks HTTP is kept in the gateway, where one who asks for little goes before one who floods."""
     async with SlowUpstream() as upstream:
+        upstream.answer(1, seconds=0.0)  # what it is asked to know it
         where = f"{{type: openai, url: '{upstream.url}'}}"
         async with open_door(f"embeddings: [{{model: fake, upstream: {where}}}]", auth=KEYS) as door:
             await door.until_serving()
-            flood = [asyncio.ensure_future(door.embed.Embed(texts(f"cat {number}"), metadata=ONE)) for number in range(150)]
-            await door.until(lambda: len(upstream.received) > 60)
-            before = len(upstream.received)
-            await door.embed.Embed(texts("dog"), metadata=OTHER)
-            among = len(upstream.received) - before
-            ended = await asyncio.gather(*flood, return_exceptions=True)
-    assert upstream.most <= 75  # a second's worth is 50
-    assert among <= 80
-    assert sum(isinstance(one, embed_pb2.EmbedResponse) for one in ended) > 100
+            upstream.received.clear()
+            gate = door.gateway.routes.pools[0].replicas[0].peer.gate = Gate(lambda: upstream.now)
+            flood = [asyncio.ensure_future(door.embed.Embed(texts(f"cat {number:03}"), metadata=ONE)) for number in range(FLOOD)]
+            await door.until(lambda: gate.waiting + len(upstream.received) == FLOOD)
+            assert len(upstream.received) == LEAST_REQUESTS  # nothing is known of its speed
+            other = asyncio.ensure_future(door.embed.Embed(texts("dog"), metadata=OTHER))
+            await door.until(lambda: gate.waiting + len(upstream.received) == FLOOD + 1)
+            for asked in (1, 2):  # one a second: a second's worth is less than the least
+                upstream.answer(1, seconds=1.0)
+                await door.until(lambda asked=asked: len(upstream.received) == LEAST_REQUESTS + asked)  # type: ignore[misc] # binds it
+            assert ["dog"] in [body["input"] for body in upstream.received[LEAST_REQUESTS:]]
+            upstream.answer(60, seconds=TARGET_SECONDS / A_SECONDS_WORTH)
+            await door.until(lambda: upstream.inside > LEAST_REQUESTS)
+            upstream.answer(FLOOD, seconds=TARGET_SECONDS / A_SECONDS_WORTH)
+            await asyncio.gather(other, *flood)
+    assert upstream.most <= A_SECONDS_WORTH
