@@ -183,7 +183,10 @@ class _File:
 
     def change(self, edit: Callable[[str], str], **fields: Any) -> None:
         """Change the text, and see that it says these fields now, and all else as before. Raises ConfigError."""
-        text = edit(self.text)
+        try:
+            text = edit(self.text)
+        except ConfigError as exc:
+            raise ConfigError(f"{self.path}: {exc}") from exc
         read = parse(text, AuthFile, name=f"{self.path}, changed")
         if read != self.read.model_copy(update=fields):
             raise ConfigError(f"{self.path} is written in a way that cannot be changed here. Edit it by hand.")

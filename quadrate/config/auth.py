@@ -35,6 +35,14 @@ class Period(Schema):
     expires: datetime.datetime | None = None
     """The moment from which it is refused. None means never."""
 
+    @pydantic.field_validator("not_before", "expires", mode="before")
+    @classmethod
+    def _refuse_number(cls, value: Any) -> Any:
+        """Refuse 2027, which would be read as so many seconds after 1970: a key that had expired then."""
+        if isinstance(value, int | float):
+            raise ValueError(f"{value} is a number; write a time and a time zone, for example 2027-01-31T00:00:00Z")  # noqa: TRY004 - as all faults
+        return value
+
     @pydantic.model_validator(mode="after")
     def _check_period(self) -> Self:
         for name, moment in (("not_before", self.not_before), ("expires", self.expires)):
@@ -97,6 +105,8 @@ class ApiKey(Period):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _accept_plain(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            raise ValueError("a number is no text; put a key of digits between quotes")  # noqa: TRY004 - as all faults
         return {"key": value} if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
@@ -163,10 +173,11 @@ class AuthFile(Schema):
     def _check_any_key(self) -> Self:
         if not self.accept_any_key_as_anonymous:
             return self
+        switch = "accept_any_key_as_anonymous"
         if not self.allow_anonymous_without_api_keys:
-            raise ValueError("accept_any_key_as_anonymous needs allow_anonymous_without_api_keys: true")
+            raise misplaced(f"{switch} needs allow_anonymous_without_api_keys: true", switch)
         if self.api_keys or self.jwt is not None:
-            raise ValueError("accept_any_key_as_anonymous cannot stand beside api_keys or jwt: a mistyped key would pass as anonymous")
+            raise misplaced(f"{switch} cannot stand beside api_keys or jwt: a mistyped key would pass as anonymous", switch)
         return self
 
 

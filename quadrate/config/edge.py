@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from quadrate.errors import ConfigError
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Sampler = Literal["parentbased_traceidratio", "parentbased_always_on", "parentbased_always_off"]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 _OTLP_NAMES = pydantic.AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -96,6 +98,16 @@ class EdgeSettings(BaseSettings):
             raise ValueError("at least one host:port is needed")
         for address in value:
             split_address(address)
+        return value
+
+    @pydantic.field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin, as browsers send it; write scheme, host and port alone: https://app.example.com"
+                )
         return value
 
     @pydantic.field_validator("admin")

@@ -23,6 +23,8 @@ from quadrate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pydantic_core import ErrorDetails
+
 VARIABLE = "QUADRATE_MODELS_LOCK_PATH"
 
 
@@ -53,8 +55,13 @@ def read(path: Path) -> LockFile:
     try:
         return LockFile.model_validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as exc:
-        said = exc.errors()[0]["msg"] if isinstance(exc, pydantic.ValidationError) else exc.strerror
+        said = _fault(exc.errors()[0]) if isinstance(exc, pydantic.ValidationError) else exc.strerror
         raise ConfigError(f"{path}: cannot be used: {said}; restore it, or delete it and run `quadrate models pull` again.") from exc
+
+
+def _fault(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"]))
+    return f"{where}: {error['msg']}" if where else error["msg"]
 
 
 def load(models_path: Path) -> ModelsFile:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from quadrate.config.routing import RoutingFile
 
 
+_NO_ROUTE = "no route has this as its `model`: correct it, or add the route"
+
+
 def loose_ends(routing: RoutingFile, auth: AuthFile, limits: RateLimitsFile) -> tuple[str, ...]:
     """Return a sentence for each, without any key."""
     aliases = frozenset(route.model for route in (*routing.embeddings, *routing.rerank))
@@ -26,7 +29,7 @@ def loose_ends(routing: RoutingFile, auth: AuthFile, limits: RateLimitsFile) -> 
 def _of_keys(auth: AuthFile, aliases: frozenset[str]) -> Iterator[str]:
     for key in auth.api_keys:
         if unknown := sorted(set(key.models) - aliases):
-            yield f"auth.yaml: {key.principal} may call {', '.join(unknown)}; no route has this as its `model`"
+            yield f"auth.yaml: {key.principal} may call {', '.join(unknown)}; {_NO_ROUTE}"
 
 
 def _of_limits(limits: RateLimitsFile, aliases: frozenset[str]) -> Iterator[str]:
@@ -34,7 +37,7 @@ def _of_limits(limits: RateLimitsFile, aliases: frozenset[str]) -> Iterator[str]
     named |= {f"entry {place} of per_api_key": limit for place, limit in enumerate(limits.per_api_key.values(), 1)}
     for name, limit in named.items():
         if unknown := sorted(_models(limit) - aliases):
-            yield f"rate_limits.yaml: {name} limits {', '.join(unknown)}; no route has this as its `model`"
+            yield f"rate_limits.yaml: {name} limits {', '.join(unknown)}; {_NO_ROUTE}"
 
 
 def _models(limit: Limit | None) -> set[str]:
@@ -45,4 +48,4 @@ def _of_callers(limits: RateLimitsFile, auth: AuthFile) -> Iterator[str]:
     if auth.jwt is not None:  # entries may name callers by token
         return
     for place in without_owner(limits, auth):
-        yield f"rate_limits.yaml: entry {place} of per_api_key is no key of auth.yaml, and no name of one"
+        yield f"rate_limits.yaml: entry {place} of per_api_key is no key of auth.yaml, and no name of one: correct it, or take it out"

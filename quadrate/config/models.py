@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from quadrate.config.yamlfile import Schema
+from quadrate.config.yamlfile import Schema, misplaced
 
 PICKLES = (".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Names that end so can run code when they are opened. They are never fetched. (`.bin` and `.pt` can, too; `quadrate.runtime.weights` reads
@@ -189,9 +189,10 @@ class ModelsFile(Schema):
         """An alias, or a served name within a task, means one model: requests carry nothing else to tell them apart."""
         seen: dict[tuple[str, str], str] = {}
         for alias, card in self.models.items():
+            place = ("models", alias, "served_name")
             other = seen.setdefault((card.served_name, card.task), alias)
             if other != alias:
-                raise ValueError(f"{other} and {alias} share the served name {card.served_name!r} for task {card.task}; change one")
+                raise misplaced(f"{other} has the served name {card.served_name!r} for task {card.task} already; change one", *place)
             if card.served_name != alias and card.served_name in self.models:
-                raise ValueError(f"{alias}: its served name {card.served_name!r} is the alias of another model; change one")
+                raise misplaced(f"the served name {card.served_name!r} is the alias of another model; change one", *place)
         return self

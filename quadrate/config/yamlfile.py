@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_origin
 
 import pydantic
 import pydantic_core
@@ -36,6 +36,14 @@ def misplaced(message: str, *place: str | int) -> ValueError:
 
 _SLIP = 0.85
 """How much alike a name and a key of the schema are that it was meant to be, from 0 to 1."""
+_SHAPES = {
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of names to values",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "invalid_key": "keys must be text; put a number between quotes",
+}
+"""What something has to be that is of another shape, by the library's name of the fault."""
 _QUOTED = re.compile(r"'[^']{4,}'")
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
@@ -119,18 +127,23 @@ def _line(node: yaml.Node | None, loc: Sequence[str | int]) -> int:
 
 def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
-        return next(((key.start_mark, value) for key, value in node.value if key.value == step), None)
+        return next(((key.start_mark, value) for key, value in node.value if key.value == str(step)), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step].start_mark, node.value[step]
     return None
 
 
 def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
+    if error["type"] == "string_type" and error["loc"][-1:] == ("[key]",):
+        return f"{_path(error['loc'][:-1], schema)}: {_SHAPES['invalid_key']}"
     where = _path(error["loc"], schema)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key{_allowed(str(error['loc'][-1]), _keys(schema, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{where}: is missing"
+    if error["type"] in _SHAPES:
+        said = _SHAPES[error["type"]] + (_allowed("", _keys(schema, error["loc"])) if error["type"] == "model_type" else "")
+        return f"{where}: {said}" if where else said
     if error["type"] == "string_type" and isinstance(error["input"], bool):
         return f"{where}: must be text, and YAML reads on, off, yes, no, true and false as something else; put the word between quotes"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else error["msg"].removeprefix("Value error, ")
@@ -139,10 +152,17 @@ def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
 def _path(loc: Sequence[str | int], schema: type[Schema]) -> str:
     text, is_secret = "", False
     for place, name in enumerate(loc):
-        step = "…" if is_secret and isinstance(name, str) and not _is_of_schema(name, schema, loc[:place]) else name
+        is_index = isinstance(name, int) and not _has_names(schema, loc[:place])
+        step = "…" if is_secret and not is_index and not _is_of_schema(str(name), schema, loc[:place]) else name
         is_secret = is_secret or name in schema.secret_in
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
+
+
+def _has_names(schema: type[Schema], loc: Sequence[str | int]) -> bool:
+    """Whether what stands at a place of the file is a mapping whose keys are anybody's. A number among them is no place in a list."""
+    field = schema.model_fields.get(str(loc[0])) if len(loc) == 1 else None
+    return field is not None and get_origin(field.annotation) is dict
 
 
 def _is_of_schema(name: str, schema: type[Schema], loc: Sequence[str | int]) -> bool:

@@ -270,3 +270,10 @@ def test_a_key_that_cannot_be_is_refused_without_the_line_of_a_file(folder: Path
     """There is none yet."""
     with pytest.raises(ConfigError, match=r"^No key was made: the name 'anonymous' is one that others have"):
         keys.new(folder, keys.Wish(name="anonymous"))
+
+
+def test_a_file_that_cannot_be_changed_is_named(folder: Path) -> None:
+    """With the way out."""
+    (folder / "auth.yaml").write_text("{allow_anonymous_without_api_keys: true}")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(folder))}/auth.yaml: .*edit it by hand"):
+        keys.new(folder, keys.Wish(name="alice"))

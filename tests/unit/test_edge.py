@@ -210,3 +210,11 @@ def test_certificates_are_named_to_envoy_and_not_copied(tmp_path: Path) -> None:
         {"san_type": "DNS", "matcher": {"exact": "gateway"}},
         {"san_type": "IP_ADDRESS", "matcher": {"exact": "10.0.0.7"}},
     ]
+
+
+@pytest.mark.parametrize("origin", ["https://app.example.com/", "app.example.com", "https://app.example.com/page"])
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    """It would match nothing, and nobody would know why."""
+    monkeypatch.setenv("EDGE_CORS_ORIGINS", f"http://localhost:3000, {origin}")
+    with pytest.raises(ConfigError, match=r"^EDGE_CORS_ORIGINS: .* is no origin, as browsers send it"):
+        load_edge_settings()

@@ -173,6 +173,11 @@ async def test_a_key_may_be_held_to_models_and_tasks() -> None:
         ("jwt: {issuer: i, audience: a, jwks_url: 'https://[issuer/keys?hunter2'}", "this is no URL"),
         ("jwt: {issuer: i, audience: a, jwks_url: 'https://issuer.example.com/my keys'}", "holds a blank"),
         ("jwt: {issuer: i, audience: a, jwks_url: 'http://issuer.example.com/keys?hunter2'}", "must begin with https://"),
+        ("api_keys: [{name: a, key: b, expires: 2027}]", "api_keys[0].expires: 2027 is a number; write a time and a time zone"),
+        ("api_keys: alice", "api_keys: must be a list"),
+        ("api_keys: [918273645]", "api_keys[0]: a number is no text; put a key of digits between quotes"),
+        ("jwt: x", "jwt: must be a mapping of keys to values; allowed: issuer,"),
+        ("[a-secret]", "must be a mapping of keys to values; allowed: api_keys,"),
         ("jwt: {issuer: i, audience: a, jwks_path: keys.json}", "is relative"),
         ("jwt: {issuer: i, audience: [], jwks_path: /keys.json}", "audience"),
         ("jwt: {issuer: i, audience: a, jwks_path: /keys.json, algorithms: [HS256]}", "algorithms"),
@@ -185,7 +190,7 @@ def test_a_file_that_would_surprise_is_refused(text: str, fault: str) -> None:
         parse(text, AuthFile, name="auth.yaml")
     assert fault in str(caught.value)
     assert str(caught.value).startswith("auth.yaml:1: ")
-    assert not any(secret in str(caught.value) for secret in ("a-secret", "schlüssel", "'a b'", "hunter2"))
+    assert not any(secret in str(caught.value) for secret in ("a-secret", "schlüssel", "'a b'", "hunter2", "918273645"))
 
 
 def test_an_earlier_deployments_file_means_the_same() -> None:

@@ -228,9 +228,9 @@ async def test_loose_ends_are_told_and_taken(open_door: Callable[..., Any], tmp_
         state = await configuration(door)
         assert state["status"] == "ok"
         assert state["loose_ends"] == [
-            "auth.yaml: alice may call fake/fake; no route has this as its `model`",
-            "rate_limits.yaml: entry 1 of per_api_key limits gone; no route has this as its `model`",
-            "rate_limits.yaml: entry 1 of per_api_key is no key of auth.yaml, and no name of one",
+            "auth.yaml: alice may call fake/fake; no route has this as its `model`: correct it, or add the route",
+            "rate_limits.yaml: entry 1 of per_api_key limits gone; no route has this as its `model`: correct it, or add the route",
+            "rate_limits.yaml: entry 1 of per_api_key is no key of auth.yaml, and no name of one: correct it, or take it out",
         ]
 
 
