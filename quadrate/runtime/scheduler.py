@@ -52,10 +52,10 @@ FREE_RUNS = 4
 COMPANY_FACTOR = 1.25
 """How much longer a run may take, as predicted, for texts that go along with those it is for."""
 DRAIN_STEP_SECONDS = 0.02
-MISPRICED_FACTOR = 2.0
+MISPRICED_FACTOR = 1.5
 """Where a run shows that its model's texts take so many times more or less than was believed, those that wait are priced anew: else the
 first flood after a start would be let in by what was believed before it…"""
-PRICE_SECONDS = 0.25
+PRICE_SECONDS = 0.5
 """…no more often than this, since all of them are looked at."""
 
 

@@ -445,22 +445,24 @@ async def test_a_burst_right_after_the_start_that_can_be_served_is() -> None:
         assert answers == [[number] for number in range(150)]
 
 
-async def test_what_waits_is_priced_anew_once_runs_take_longer_than_believed() -> None:
+@pytest.mark.parametrize(("run_seconds", "texts"), [(1.0, 20), (0.017, 30)])
+async def test_what_waits_is_priced_anew_once_runs_take_longer_than_believed(run_seconds: float, texts: int) -> None:
     """A queue that was let in by a wrong guess counts as what it takes once that is known, so that nobody is let in behind it."""
     async with bench(queue_seconds=2.0) as made:
         made.session.gate = turnstile = Turnstile()
         first = made.run(0)
         await made.until_entered()
-        admitted = [made.run(number, tokens=60) for number in range(1, 21)]
+        admitted = [made.run(number, tokens=60) for number in range(1, texts + 1)]
         await asyncio.sleep(0)
-        assert made.scheduler.queued()["fake"][1] == pytest.approx(20 * 0.06)
-        made.clock.now += 1.0  # ten tokens take a second, and were believed to take 10 ms
+        assert made.scheduler.queued()["fake"][1] == pytest.approx(texts * 0.06)
+        made.clock.now += run_seconds  # for ten tokens, which were believed to take 10 ms
         turnstile.let_one_through()
         await first
         await made.until_entered()
-        assert made.scheduler.queued()["fake"][1] == pytest.approx(19 * 6.0)
-        with pytest.raises(Overloaded, match=r"The queue is 114\.0 s long") as refused:
-            await made.run(21)
+        waits = (texts - 1) * 6 * run_seconds
+        assert made.scheduler.queued()["fake"][1] == pytest.approx(waits)
+        with pytest.raises(Overloaded, match=f"The queue is {waits:.1f} s long") as refused:
+            await made.run(texts + 1)
         assert refused.value.retry_after_seconds is not None
         turnstile.set()
         await asyncio.gather(*admitted)
