@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 16
 """More calls than this at once wait for one another, no longer than the time of a call."""
-FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.1, 2.0
-"""How soon a lost store is asked again, and how seldom it comes to be asked."""
+FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.05, 0.2
+"""How soon a lost store is asked again, and how seldom it comes to be asked. A gateway that is not back yet grants its share beside
+another that is and grants everything: so long as a probe takes to come."""
 WATCH_SECONDS = 1.0
 """How often a store that is here is asked whether it still is."""
 PROBE_KEY = "quadrate:probe"
