@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class Puller:
     """`quadrate models pull tiny` as a user runs it, with folders of its own."""
 
     def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder = folder
         self.config = folder / "configs"
         self.store = folder / "store"
         self.cache = folder / "hf" / "hub"
@@ -85,6 +87,10 @@ class Puller:
             timeout=60,
         )
 
+    def take(self, folder: Path, name: str) -> None:
+        """Have the `store`, or the client's `hf`, of somebody who has pulled the model."""
+        shutil.copytree(folder / name, self.folder / name, symlinks=True)
+
     @property
     def model(self) -> Path:
         """Where the model stands in the store."""
@@ -97,6 +103,18 @@ def puller(tmp_path: Path, hub: Hub) -> Puller:
     made = Puller(tmp_path, hub)
     made.describe(_card(hashes=True))
     return made
+
+
+@pytest.fixture(scope="module")
+def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of somebody who has pulled the model at what the main branch is."""
+    folder = tmp_path_factory.mktemp("pulled")
+    with Hub(REPOSITORY, dict(FILES)) as hub:
+        puller = Puller(folder, hub)
+        puller.describe(_unlocked())
+        done = puller.run()
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def _assert_whole(model: Path) -> None:
@@ -201,15 +219,12 @@ def test_a_hub_that_cannot_be_reached_is_named(puller: Puller) -> None:
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "QUADRATE_OFFLINE"])
-def test_offline_asks_nobody(puller: Puller, hub: Hub, switch: str) -> None:
+def test_offline_asks_nobody(puller: Puller, pulled: Path, hub: Hub, switch: str) -> None:
     """With the switch nothing is asked of the hub: an absent model is refused, a cached one is served from the cache."""
     refused = puller.run(**{switch: "1"})
     assert refused.returncode == 1
     assert "not on this machine and fetching is switched off: unset HF_HUB_OFFLINE and QUADRATE_OFFLINE" in refused.stderr
-    assert hub.requests == []
-    assert puller.run().returncode == 0
-    assert puller.run("remove").returncode == 0
-    hub.requests.clear()
+    puller.take(pulled, "hf")
     served = puller.run(**{switch: "1"})
     assert served.returncode == 0, served.stderr
     assert hub.requests == []
@@ -220,7 +235,7 @@ def test_files_come_from_the_cache_that_the_environment_names(puller: Puller, hu
     """HF_HOME holds the cache; TRANSFORMERS_CACHE, where it is set, is used instead."""
     assert puller.run().returncode == 0
     assert (puller.cache / "models--stars--tiny").is_dir()
-    assert puller.run("remove").returncode == 0
+    shutil.rmtree(puller.model)
     assert puller.run(TRANSFORMERS_CACHE=str(tmp_path / "elsewhere")).returncode == 0
     assert (tmp_path / "elsewhere" / "models--stars--tiny").is_dir()
     assert len(hub.downloads("model.safetensors")) == 2
@@ -237,9 +252,9 @@ async def test_two_processes_at_once_fetch_once(puller: Puller, hub: Hub) -> Non
     _assert_whole(puller.model)
 
 
-def test_a_damaged_file_is_found_and_fetched_again(puller: Puller) -> None:
+def test_a_damaged_file_is_found_and_fetched_again(puller: Puller, pulled: Path) -> None:
     """`verify` names the file; the next pull mends it."""
-    assert puller.run().returncode == 0
+    puller.take(pulled, "store")
     damaged = puller.model / "tokenizer.json"
     damaged.unlink()
     damaged.write_bytes(FILES["tokenizer.json"][::-1])
@@ -253,9 +268,9 @@ def test_a_damaged_file_is_found_and_fetched_again(puller: Puller) -> None:
     assert "tiny: not verified\n  its files are what was fetched; it was not run. " in found.stdout
 
 
-def test_a_damaged_model_can_be_removed(puller: Puller) -> None:
+def test_a_damaged_model_can_be_removed(puller: Puller, pulled: Path) -> None:
     """A model whose files are damaged is in the store all the same, and can be removed from it."""
-    assert puller.run().returncode == 0
+    puller.take(pulled, "store")
     (puller.model / "tokenizer.json").unlink()
     assert "tiny: removed" in puller.run("remove").stdout
     assert not puller.model.exists()
@@ -271,9 +286,9 @@ def test_a_stale_partial_download_is_swept_away(puller: Puller) -> None:
     assert not partial.exists()
 
 
-def test_the_manifest_says_what_was_verified(puller: Puller) -> None:
+def test_the_manifest_says_what_was_verified(puller: Puller, pulled: Path) -> None:
     """The revision of a hub model is its commit, and every file stands there with its hash."""
-    assert puller.run().returncode == 0
+    puller.take(pulled, "store")
     manifest = json.loads((puller.model / ".quadrate.json").read_text())
     assert manifest["revision"] == COMMIT
     assert {name: row["sha256"] for name, row in manifest["files"].items()} == _card(hashes=True)["files"]
@@ -371,13 +386,11 @@ def test_a_model_that_the_catalogue_does_not_have_is_pulled_by_name(puller: Pull
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "QUADRATE_OFFLINE"])
-def test_offline_a_pull_takes_what_was_cached(puller: Puller, hub: Hub, switch: str) -> None:
+def test_offline_a_pull_takes_what_was_cached(puller: Puller, pulled: Path, hub: Hub, switch: str) -> None:
     """With the switch an unlocked model is resolved from the cache of the hub's client, if it is there, and nobody is asked."""
     puller.describe(_unlocked())
     assert "fetching is switched off" in puller.run(**{switch: "1"}).stderr
-    assert puller.run().returncode == 0
-    assert puller.run("remove").returncode == 0
-    (puller.config / "models.lock.json").unlink()
+    puller.take(pulled, "hf")
     hub.requests.clear()
     done = puller.run(**{switch: "1"})
     assert done.returncode == 0, done.stderr
