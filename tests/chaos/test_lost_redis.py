@@ -30,8 +30,8 @@ PATIENCE_SECONDS = 0.2
 USUAL_SECONDS = 1.0
 """How long requests take on a machine that does all this at once."""
 TOLERATED = 0.02 * CAPACITY
-"""What a coming or going may let through beyond the limit, in requests: each gateway goes on from what it was last told, and one that is not
-back yet grants its share beside the other."""
+"""What a coming or going may let through beyond the limit, in requests: each gateway goes on from what it was last told, and one that is
+not back yet grants its share beside the other."""
 
 
 def ways(mesh: ChaosMesh, key: str) -> tuple[Rest, Grpc]:
