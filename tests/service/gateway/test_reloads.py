@@ -12,6 +12,7 @@ import pytest
 from gateway.auth.principal import ANONYMOUS
 from gateway.upstreams.errand import Errand
 from quadrate.errors import Unavailable
+from quadrate.server import Call
 from quadrate.testing.model_folder import tiny_config, tiny_weights, write_tiny_model
 from quadrate.testing.tokenizers import letter_tokenizer
 from quadrate.testing.worker import FakeWorker
@@ -162,7 +163,7 @@ async def test_a_card_that_cannot_be_used_is_told_and_asked_again(open_door: Cal
         assert "its tokenizer has the SHA-256" in pool.replicas[0].reason
         errand = Errand(method="embed", request=embed_pb2.EmbedRequest(), read_by=pool.facts, tokens=1, principal=ANONYMOUS)
         with pytest.raises(Unavailable):
-            await pool.send(errand, worker.calls)
+            await pool.send(errand, Call("test", {}, "id", None, door.telemetry.traces.begin({})))
         worker.cards["fake"].tokenizer_sha256 = right
         await door.until_serving("fake")
 
