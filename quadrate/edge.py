@@ -60,7 +60,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def render(path: Path, settings: EdgeSettings) -> None:
-    """Write Envoy's whole configuration for `settings` to `path`, and beside it what tells it where certificates are."""
+    """Write Envoy's whole configuration for `settings` to `path`, and beside it what tells it where certificates are.
+
+    Raises ConfigError where a certificate cannot be used.
+    """
+    settings.check_files()
     secrets = Secrets(path.parent)
     text = yaml.dump(configuration(settings, secrets), Dumper=_Dumper, sort_keys=False, width=160, allow_unicode=True)
     secrets.write()

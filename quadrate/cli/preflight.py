@@ -12,9 +12,10 @@ from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_se
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from quadrate.config.worker import Precision
+    from quadrate.config.tls import ServerTls
+    from quadrate.config.worker import Precision, WorkerSettings
 
 _ENGINE = ("onnx", "onnxruntime", "safetensors")
 
@@ -30,17 +31,26 @@ def check_packages(*, workers: bool) -> None:
         raise ConfigError(f"The workers need {', '.join(missing)}, not installed here: pip install 'quadrate[cpu,edge]'.")
 
 
-def check_environment(precision: Precision | None) -> None:
-    """Raise ConfigError for what the processes would refuse in their environment; `precision` goes before it."""
-    load_gateway_settings()
+def check_environment(precision: Precision | None, *, tls: bool = False) -> None:
+    """Raise ConfigError for what the processes would refuse in their environment; `precision` goes before it, and so do files of `tls`."""
+    gateway = load_gateway_settings()
     given = {} if precision is None else {"precision": precision}
     workers = [load_worker_settings(kind, **given) for kind in (EmbedSettings, RerankSettings)]
-    load_edge_settings()
+    edge = load_edge_settings()
+    if not tls:
+        edge.check_files()
+        for files, names in ((gateway.tls, "ROUTER_TLS"), (gateway.upstream_tls, "ROUTER_UPSTREAM"), *_of_workers(workers)):
+            if files is not None:
+                files.check(names)
     if not _missing():
         from quadrate.runtime.sessions import choose  # noqa: PLC0415 - needs the workers' packages
 
         for settings in workers:
             choose(settings.device, settings.precision)
+
+
+def _of_workers(workers: Iterable[WorkerSettings]) -> Iterator[tuple[ServerTls | None, str]]:
+    return ((settings.tls, f"{settings.model_config.get('env_prefix', '')}TLS") for settings in workers)
 
 
 def check_ports(host: str, ports: Mapping[int, tuple[str, str]]) -> None:

@@ -31,7 +31,7 @@ def prepare(options: Options) -> Folder:
             f"A mesh already runs on port {options.port} (pid {running.pid}): see it with `quadrate status`, stop it with "
             f"`quadrate down --port {options.port}`, or start another one with --port and its companions."
         )
-    preflight.check_environment(options.precision)
+    preflight.check_environment(options.precision, tls=options.tls)
     mesh = assemble.read(options)
     preflight.check_packages(workers=bool(mesh.cards))
     preflight.check_ports(options.host, mesh.ports())

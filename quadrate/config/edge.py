@@ -145,6 +145,12 @@ class EdgeSettings(BaseSettings):
             return None
         return ClientTls(self.gateway_ca_path, KeyPair.of(self.gateway_cert_path, self.gateway_key_path, names="EDGE_GATEWAY"))
 
+    def check_files(self) -> None:
+        """Raise ConfigError that names variable and file where a certificate cannot be used. Envoy would wait for it without a word."""
+        for tls, names in ((self.tls, "EDGE_TLS"), (self.gateway_tls, "EDGE_GATEWAY")):
+            if tls is not None:
+                tls.check(names)
+
     @property
     def sampled_percent(self) -> float:
         """How many of a hundred requests without a `traceparent` are traced."""

@@ -6,6 +6,7 @@ channel is opened, and `stamp` tells whether a channel of an hour ago would be o
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -15,6 +16,7 @@ import grpc
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -50,6 +52,14 @@ class KeyPair:
             raise ConfigError(f"{self.certificate} and {self.key} are no certificate and its key in PEM: {reason}") from exc
         return pair
 
+    def check(self, names: str) -> None:
+        """Raise ConfigError that says which of NAMES_CERT_PATH and NAMES_KEY_PATH names a file that cannot be used."""
+        for name, path in (("CERT", self.certificate), ("KEY", self.key)):
+            with _blamed(f"{names}_{name}_PATH"):
+                _bytes(path)
+        with _blamed(f"{names}_CERT_PATH and {names}_KEY_PATH"):
+            self.read()
+
     def expires(self) -> datetime:
         """Return when the certificate ceases to be valid. Raises ConfigError if it cannot be read."""
         from cryptography import x509  # noqa: PLC0415 - only who speaks TLS needs it
@@ -83,6 +93,13 @@ class ServerTls:
             raise ValueError(f"{names}_CLIENT_CA_PATH is set and {names}_CERT_PATH is not; only who speaks TLS can ask clients")
         return None if pair is None else cls(pair, client_ca)
 
+    def check(self, names: str) -> None:
+        """Raise ConfigError that says which of the variables of `of` names a file that cannot be used."""
+        self.pair.check(names)
+        if self.client_ca is not None:
+            with _blamed(f"{names}_CLIENT_CA_PATH"):
+                authorities(self.client_ca)
+
     def stamp(self) -> Stamp:
         """Return what tells whether a file has changed. Raises ConfigError if one is not there."""
         pair = self.pair.certificate, self.pair.key
@@ -111,6 +128,14 @@ class ClientTls:
         """Return what tells whether a file has changed. Raises ConfigError if one is not there."""
         return _stamp(*self.paths)
 
+    def check(self, names: str) -> None:
+        """Raise ConfigError that says which of NAMES_CA_PATH, NAMES_CERT_PATH and NAMES_KEY_PATH names a file that cannot be used."""
+        if self.ca is not None:
+            with _blamed(f"{names}_CA_PATH"):
+                authorities(self.ca)
+        if self.pair is not None:
+            self.pair.check(names)
+
     def checked(self) -> Stamp:
         """Return the stamp of files that can be used. Raises ConfigError if they cannot."""
         found = self.stamp()
@@ -133,6 +158,15 @@ class ClientTls:
             self.pair.read()
             context.load_cert_chain(self.pair.certificate, self.pair.key)
         return context
+
+
+@contextlib.contextmanager
+def _blamed(variable: str) -> Iterator[None]:
+    """Name the variable in what is said of its file."""
+    try:
+        yield
+    except ConfigError as exc:
+        raise ConfigError(f"{variable}: {exc}") from exc
 
 
 def _stamp(*paths: Path) -> Stamp:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quadrate import edge
+from quadrate.cli import certs, preflight
 from quadrate.config.edge import EdgeSettings, load_edge_settings
 from quadrate.edge_tls import Secrets
 from quadrate.errors import ConfigError
@@ -181,6 +183,43 @@ def test_half_of_tls_is_refused(given: dict[str, str], said: str) -> None:
         load_edge_settings(**given)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"EDGE_TLS_CERT_PATH": "none.pem"}, r"EDGE_TLS_CERT_PATH: \S+/none\.pem cannot be read: No such file"),
+        ({"EDGE_TLS_KEY_PATH": "."}, r"EDGE_TLS_KEY_PATH: \S+ cannot be read: Is a directory"),
+        ({"EDGE_TLS_KEY_PATH": "client-key.pem"}, r"EDGE_TLS_CERT_PATH and EDGE_TLS_KEY_PATH: \S+/edge\.pem and \S+/client"),
+        ({"EDGE_TLS_CLIENT_CA_PATH": "edge-key.pem"}, r"EDGE_TLS_CLIENT_CA_PATH: \S+/edge-key\.pem holds no certificates of authorities"),
+        ({"EDGE_GATEWAY_CA_PATH": "none.pem"}, r"EDGE_GATEWAY_CA_PATH: \S+/none\.pem cannot be read"),
+    ],
+    ids=["missing", "unreadable", "of another certificate", "no authority", "of the gateways"],
+)
+def test_certificates_that_cannot_be_used_are_told_before_anything_starts(
+    changes: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the edge itself, and by `up` and `config check`; Envoy would wait for them without a word."""
+    certs.make(tmp_path, [], days=1)
+    given = {"EDGE_TLS_CERT_PATH": "edge.pem", "EDGE_TLS_KEY_PATH": "edge-key.pem", "EDGE_TLS_CLIENT_CA_PATH": "ca.pem", **changes}
+    for name, file in given.items():
+        monkeypatch.setenv(name, str(tmp_path / file))
+    monkeypatch.setattr(sys, "argv", ["edge", str(tmp_path / "envoy.yaml")])
+    with pytest.raises(SystemExit, match=said):
+        edge.main()
+    with pytest.raises(ConfigError, match=said):
+        preflight.check_environment("exact")
+    assert not (tmp_path / "envoy.yaml").exists()
+
+
+@pytest.mark.parametrize("names", ["ROUTER_TLS", "EMBED_TLS", "RERANK_TLS"])
+def test_certificates_of_the_other_processes_are_looked_at_likewise(names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the mesh makes its own, as it does for `up --tls`."""
+    for kind in ("CERT", "KEY"):
+        monkeypatch.setenv(f"{names}_{kind}_PATH", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match=f"{names}_CERT_PATH: .*none.pem cannot be read"):
+        preflight.check_environment("exact")
+    preflight.check_environment("exact", tls=True)
+
+
 def test_without_tls_and_hops_there_is_one_plain_chain() -> None:
     """What is off costs nothing."""
     tree = configuration(EdgeSettings())["static_resources"]
@@ -190,16 +229,19 @@ def test_without_tls_and_hops_there_is_one_plain_chain() -> None:
 
 def test_certificates_are_named_to_envoy_and_not_copied(tmp_path: Path) -> None:
     """What is rendered holds paths. Every chain of the listener speaks TLS, and gateways must be who they are called."""
+    made, rendered = tmp_path / "certificates", tmp_path / "rendered"
+    certs.make(made, [], days=1)
+    rendered.mkdir()
     settings = load_edge_settings(
-        tls_cert_path="/run/edge.pem",
-        tls_key_path="/run/edge-key.pem",
-        gateway_ca_path="/run/ca.pem",
+        tls_cert_path=made / "edge.pem",
+        tls_key_path=made / "edge-key.pem",
+        gateway_ca_path=made / "ca.pem",
         gateways="gateway:8000,10.0.0.7:8000,gateway:8010",
         trusted_hops="10.0.0.0/8",
     )
-    edge.render(tmp_path / "envoy.yaml", settings)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["edge-certificate.yaml", "edge-gateways.yaml", "envoy.yaml"]
-    assert "/run/edge-key.pem" in (tmp_path / "edge-certificate.yaml").read_text()
+    edge.render(rendered / "envoy.yaml", settings)
+    assert sorted(path.name for path in rendered.iterdir()) == ["edge-certificate.yaml", "edge-gateways.yaml", "envoy.yaml"]
+    assert str(made / "edge-key.pem") in (rendered / "edge-certificate.yaml").read_text()
     tree = configuration(settings)["static_resources"]
     chains = tree["listeners"][0]["filter_chains"]
     assert len(chains) == 2
