@@ -11,6 +11,15 @@ from typing import Any
 
 Tree = dict[str, Any]
 _TYPE = "type.googleapis.com/envoy.extensions."
+_ID = "request.headers['x-request-id']"
+_GOOD_ID: Tree = {
+    "append": {
+        "header": {"key": "x-request-id", "value": f"%CEL(size({_ID}) <= 128 && {_ID}.matches('^[!-~]+$') ? {_ID} : '')%"},
+        "keep_empty_value": True,
+        "append_action": "OVERWRITE_IF_EXISTS",
+    }
+}
+"""Empties an id that gateways would not take; for an empty one Envoy makes its own, and so all have the same."""
 
 
 def chain_of_hops(chain: Tree, networks: tuple[str, ...]) -> Tree:
@@ -29,6 +38,7 @@ def chain_of_hops(chain: Tree, networks: tuple[str, ...]) -> Tree:
     ]
     mutations = manager["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
     mutations.remove({"remove": "x-real-ip"})
+    mutations.append(copy.deepcopy(_GOOD_ID))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,7 @@ class Hop:
         self._log = log
         self.gateway = gateway
 
-    async def ask(self, headers: dict[str, str]) -> tuple[httpx.Response, dict[str, Any]]:
+    async def ask(self, headers: dict[str, str] | dict[bytes, bytes]) -> tuple[httpx.Response, dict[str, Any]]:
         """Send a request; return its answer and its line in the edge's log."""
         answer = await self._client.post("/v1/embeddings", content=b"{}", headers=headers)
         await eventually(lambda: bool(self._lines(answer)), "the edge wrote no line about the request")
@@ -62,11 +63,23 @@ async def strange(stand_in: tuple[Server, StandIn], tmp_path_factory: pytest.Tem
         yield found
 
 
-@pytest.mark.parametrize("given", ["our-own/id:7", "7c6b8f2e-5d8a-4d0b-8a51-0f6f5a3c9d11"])
+@pytest.mark.parametrize("given", ["our-own/id:7", "~" * 128, "7c6b8f2e-5d8a-4d0b-8a51-0f6f5a3c9d11"])
 async def test_a_trusted_hop_names_the_request(given: str, trusted: Hop) -> None:
     """Its id is answered, logged and handed on as it is, also one that looks like Envoy's own."""
     answer, line = await trusted.ask({"x-request-id": given})
     assert answer.headers["x-request-id"] == line["request_id"] == trusted.gateway.calls[-1].request_id == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"two words", b"a\tb", b"x" * 129, "caf\u00e9".encode(), b"\xff", b""],
+    ids=["space", "tab", "long", "letters beyond ASCII", "no text", "empty"],
+)
+async def test_an_id_that_cannot_be_one_is_made_anew_for_all(given: bytes, trusted: Hop) -> None:
+    """The edge makes one where the gateway would, so that answer, edge and gateway say the same."""
+    answer, line = await trusted.ask({b"x-request-id": given})
+    assert re.fullmatch("[0-9a-f-]{36}", answer.headers["x-request-id"])
+    assert answer.headers["x-request-id"] == line["request_id"] == trusted.gateway.calls[-1].request_id
 
 
 @pytest.mark.parametrize(
