@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,8 @@ KEPT_SECONDS = 86_400.0
 """How long the last keys are good while new ones cannot be had."""
 FETCH_SECONDS = 5.0
 """The time that one fetch may take."""
+MOST_MISSED = 4096
+"""Key ids that were looked for in vain are remembered up to so many, then the oldest are forgotten."""
 MAX_BYTES = 2**20
 INVALID_TOKEN = "invalid_token"  # noqa: S105 - an error's code
 """The code of an error that a new token mends, as RFC 6750 calls it."""
@@ -47,7 +50,10 @@ class SigningKeys:
         self._clock = clock
         self._keys: Mapping[str | None, Jwk] = MappingProxyType({})
         self._prepared: dict[tuple[str | None, str], jwt.PyJWK] = {}
-        self._fetched_at = self._tried_at = float("-inf")
+        self._fetched_at = self._tried_at = self._asked_at = float("-inf")
+        """When the keys came, when they were last asked for, and when those were asked for that came."""
+        self._missed: dict[int, float] = {}
+        """When key ids that are not among the keys were first named, by their hashes: they are a caller's words, of any length."""
         self._fetching: asyncio.Task[None] | None = None
         self.generation = 0
         """Grows whenever the keys change: what was verified by earlier ones has to be verified again."""
@@ -67,16 +73,19 @@ class SigningKeys:
         """Return the key of an id that signs by an algorithm; without an id, the only one there is.
 
         Raises:
-            Unauthenticated: There is no such key, even now.
-            Unavailable: The keys cannot be fetched, and there are none that are young enough.
+            Unauthenticated: There is no such key: the issuer was asked since the id was first named, and does not have it.
+            Unavailable: The keys cannot be fetched, and there are none that are young enough; or there is no such key as yet, and the
+                issuer could not be asked since.
         """
+        if self._get(kid) is None:
+            self._miss(kid)
         self.keep_fresh()
         if self._clock() - self._fetched_at > KEPT_SECONDS:
             await self._fetched()
             if self._clock() - self._fetched_at > KEPT_SECONDS:
                 raise Unavailable(
                     "The keys that tokens are verified by cannot be fetched from their issuer. Try again in a moment.",
-                    retry_after_seconds=BETWEEN_FETCHES_SECONDS,
+                    retry_after_seconds=self._seconds_to_fetch(),
                 )
         elif self._get(kid) is None:
             await self._fetched()
@@ -92,6 +101,11 @@ class SigningKeys:
         if found is not None:
             return found
         jwk = self._get(kid)
+        if jwk is None and self._asked_at < self._missed.get(hash(kid), math.inf):
+            raise Unavailable(
+                "The token is signed by a key that is not known here yet. The issuer's keys are fetched again in a moment: try again then.",
+                retry_after_seconds=self._seconds_to_fetch(),
+            )
         if jwk is None or not _signs_by(jwk, algorithm):
             raise _unknown_key()
         try:
@@ -100,8 +114,18 @@ class SigningKeys:
             raise _unknown_key() from exc
         return found
 
+    def _miss(self, kid: str | None) -> None:
+        """Remember since when a key is asked for that is not there."""
+        self._missed.setdefault(hash(kid), self._clock())
+        if len(self._missed) > MOST_MISSED:
+            del self._missed[next(iter(self._missed))]
+
     def _may_fetch(self) -> bool:
-        return self._fetching is None and self._clock() - self._tried_at >= BETWEEN_FETCHES_SECONDS
+        return self._fetching is None and not self._seconds_to_fetch()
+
+    def _seconds_to_fetch(self) -> float:
+        """Return after how long the keys may be fetched again."""
+        return max(0.0, self._tried_at + BETWEEN_FETCHES_SECONDS - self._clock())
 
     def _fetch(self) -> asyncio.Task[None]:
         self._tried_at = self._clock()
@@ -116,6 +140,7 @@ class SigningKeys:
             await asyncio.shield(self._fetching)
 
     async def _fetch_once(self) -> None:
+        asked_at = self._tried_at
         try:
             keys = await asyncio.to_thread(_load, self._source)
         except ConfigError as exc:
@@ -124,6 +149,7 @@ class SigningKeys:
         else:
             self._metrics.counter("router_jwks_fetches_total", "ok").inc()
             self._take(keys)
+            self._asked_at = asked_at
         finally:
             self._fetching = None
 

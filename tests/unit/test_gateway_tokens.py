@@ -58,6 +58,18 @@ class Door:
         """Show a token."""
         return await self.authenticator.authenticate({"authorization": f"Bearer {token}"})
 
+    @property
+    def signing(self) -> signing.SigningKeys:
+        """The keys that it verifies by."""
+        assert self.authenticator._tokens is not None
+        return self.authenticator._tokens.signing
+
+    async def seconds_to_wait(self, token: str) -> float | None:
+        """Show a token of which nothing is known yet, and return after how long it may be shown again."""
+        with pytest.raises(Unavailable, match="not known here yet") as caught:
+            await self.enter(token)
+        return caught.value.retry_after_seconds
+
     async def refusal(self, token: str) -> str | None:
         """Show a token that must be refused, and return the error's code."""
         with pytest.raises(Unauthenticated) as caught:
@@ -214,12 +226,74 @@ async def test_a_rotated_key_is_found_when_the_first_token_names_it(issuer: Issu
 
 
 async def test_made_up_key_ids_do_not_flood_the_issuer(issuer: Issuer) -> None:
-    """However many come, it is asked no more often than is right."""
+    """However many come, it is asked no more often than is right; once it was, they are refused for good."""
+    door, now = Door(configured(issuer)), [0.0]
+    door.signing._clock = lambda: now[0]
+    await door.enter(issuer.token())
+    made_up, now[0] = [issuer.token(key=SigningKey(f"made-up-{number}")) for number in range(50)], 1.0
+    for token in made_up:
+        assert await door.seconds_to_wait(token) == signing.BETWEEN_FETCHES_SECONDS - 1.0
+    assert issuer.fetches == 1
+    now[0] = signing.BETWEEN_FETCHES_SECONDS
+    for token in made_up:
+        assert await door.refusal(token) == "invalid_token"
+    assert issuer.fetches == 2
+    now[0] += 1.0
+    assert await door.seconds_to_wait(issuer.token(key=SigningKey("made-up-later"))) == signing.BETWEEN_FETCHES_SECONDS - 1.0
+
+
+async def test_a_key_that_the_issuer_may_have_by_now_is_waited_for(issuer: Issuer) -> None:
+    """A token of a key that came after the last fetch is not wrong: its caller is told when the keys are asked for again."""
+    door, now = Door(configured(issuer)), [0.0]
+    door.signing._clock = lambda: now[0]
+    await door.enter(issuer.token())
+    issuer.rotate(keep=1)
+    token = issuer.token("new")
+    now[0] = 2.0
+    assert await door.seconds_to_wait(token) == 3.0
+    now[0] = 5.0
+    assert (await door.enter(token)).name == "jwt:new"
+    assert issuer.fetches == 2
+
+
+async def test_a_key_is_not_called_unknown_while_the_issuer_fails(issuer: Issuer) -> None:
+    """However long that is; a key that it did not have when it last answered, and was asked for, is."""
+    door, now = Door(configured(issuer)), [0.0]
+    door.signing._clock = lambda: now[0]
+    await door.enter(issuer.token())
+    now[0], gone = 5.0, issuer.token(key=SigningKey("gone"))
+    assert await door.refusal(gone) == "invalid_token"
+    issuer.rotate(keep=1)
+    issuer.status, token = 500, issuer.token("new")
+    for now[0] in (10.0, 15.0, 600.0):
+        assert await door.seconds_to_wait(token) == signing.BETWEEN_FETCHES_SECONDS
+        assert await door.refusal(gone) == "invalid_token"
+    issuer.status, now[0] = 200, 605.0
+    assert (await door.enter(token)).name == "jwt:new"
+
+
+async def test_a_fetch_under_way_says_nothing_of_a_key_that_is_named_later(issuer: Issuer) -> None:
+    """The issuer may have answered before it had the key."""
+    door, now = Door(configured(issuer)), [0.0]
+    door.signing._clock = lambda: now[0]
+    issuer.answers.clear()
+    first = asyncio.create_task(door.enter(issuer.token()))
+    await eventually(lambda: issuer.fetches == 1, "the keys are asked for")
+    now[0] = 1.0
+    late = asyncio.create_task(door.seconds_to_wait(issuer.token(key=SigningKey("later"))))
+    issuer.answers.set()
+    assert (await first).name == "jwt:alice"
+    assert await late == signing.BETWEEN_FETCHES_SECONDS
+
+
+async def test_the_key_ids_that_are_remembered_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of them fills no memory."""
+    monkeypatch.setattr(signing, "MOST_MISSED", 3)
     door = Door(configured(issuer))
     await door.enter(issuer.token())
-    for number in range(50):
-        assert await door.refusal(issuer.token(key=SigningKey(f"made-up-{number}"))) == "invalid_token"
-    assert issuer.fetches == 1
+    for number in range(10):
+        await door.seconds_to_wait(issuer.token(key=SigningKey(f"made-up-{number}")))
+    assert len(door.signing._missed) == 3
 
 
 @pytest.mark.usefixtures("impatient")
@@ -227,7 +301,7 @@ async def test_old_keys_are_fetched_again_beside_the_requests(issuer: Issuer) ->
     """Nobody waits for it, and a key that was taken back is noticed though every token is remembered."""
     now = [0.0]
     door = Door(configured(issuer, jwks_cache_seconds=60))
-    keys = door.authenticator._tokens.signing  # type: ignore[union-attr]
+    keys = door.signing
     keys._clock = lambda: now[0]
     token = issuer.token()
     await door.enter(token)
@@ -246,7 +320,7 @@ async def test_an_issuer_that_is_away_leaves_its_last_keys_in_force_for_a_day(is
     """Then its tokens are refused with an error that may pass, not with one that says they are wrong."""
     now = [0.0]
     door = Door(configured(issuer, jwks_cache_seconds=60))
-    keys = door.authenticator._tokens.signing  # type: ignore[union-attr]
+    keys = door.signing
     keys._clock = lambda: now[0]
     await door.enter(issuer.token())
     issuer.status = 500
