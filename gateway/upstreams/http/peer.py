@@ -50,8 +50,10 @@ CHECK_SECONDS = 5.0
 """The time of an answer that is to show that a server which failed can still serve."""
 PAUSE_SECONDS = 1.0
 """The least time between two answers that are asked for to make sure."""
+FIRST_REFUSED_SECONDS = 0.5
+"""A server that is there and gives no right answer is left alone for so long: it may be a matter of the moment."""
 REFUSED_PAUSE_SECONDS = 5.0
-"""A server that is there and refuses to answer is left alone for so long: it may count, or bill."""
+"""And no longer than so, each time twice as long as before: it may count what it is asked, or bill."""
 PARTS_AT_ONCE = 4
 """Requests that one of ours may be at a time, where the server takes few texts in each."""
 BLANK = PairLayout(prefix_ids=(0,) * 128)
@@ -109,6 +111,7 @@ class HttpPeer:
         self._width = route.dimensions if isinstance(route, EmbeddingRoute) else None
         self._answered = 0.0
         self._left_alone_until = 0.0
+        self._refused_times = 0
         self._refusal: Refused | None = None
         self._doubt = asyncio.Event()
 
@@ -229,13 +232,15 @@ class HttpPeer:
         try:
             met = await meet(self._exchange, known, task=self._task, model=self._model, width=self._width, deadline=deadline)
         except Refused as exc:
-            self._dialect = None
-            self._refusal, self._left_alone_until = exc, time.monotonic() + REFUSED_PAUSE_SECONDS
+            self._dialect, self._refusal = None, exc
+            pause = max(FIRST_REFUSED_SECONDS * 2.0**self._refused_times, exc.told.retry_after_seconds or 0.0)
+            self._left_alone_until = time.monotonic() + min(pause, REFUSED_PAUSE_SECONDS)
+            self._refused_times += pause < REFUSED_PAUSE_SECONDS
             raise
         except PeerAway:
             self._refusal = None
             raise
-        self._dialect, self._width, self._refusal = met.dialect, met.width, None
+        self._dialect, self._width, self._refusal, self._refused_times = met.dialect, met.width, None, 0
         return met
 
 
