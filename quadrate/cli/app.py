@@ -131,13 +131,22 @@ def up(  # noqa: PLR0913 - the flags
     model: Model = None,
     precision: Annotated[Precision | None, typer.Option(help="Class of arithmetic of the workers. Default: exact.")] = None,
     gateways: Annotated[int, typer.Option(help="Gateway processes.", min=1, max=64)] = 1,
-    embed_workers: Annotated[int, typer.Option(help="Embedding workers; each holds all embedding models.", min=1, max=64)] = 1,
-    rerank_workers: Annotated[int, typer.Option(help="Reranking workers; each holds all rerankers.", min=1, max=64)] = 1,
+    embed_workers: Annotated[
+        int | None,
+        typer.Option(help="Embedding workers, each with all embedding models. Default: those at the ports in routing.yaml.", min=1, max=64),
+    ] = None,
+    rerank_workers: Annotated[
+        int | None, typer.Option(help="Reranking workers, each with all rerankers. Default: likewise.", min=1, max=64)
+    ] = None,
     host: Annotated[str, typer.Option(help="Address the mesh listens on. 0.0.0.0 lets other machines call: set keys first.")] = "127.0.0.1",
     port: Port = 8085,
     gateway_port: Annotated[int, typer.Option(help="First gateway's gRPC port; HTTP is the next one, a second gateway 10 above.")] = 8000,
-    embed_port: Annotated[int, typer.Option(help="First embedding worker's gRPC port, likewise.")] = 7997,
-    rerank_port: Annotated[int, typer.Option(help="First reranking worker's gRPC port, likewise.")] = 9002,
+    embed_port: Annotated[
+        int | None, typer.Option(help="First embedding worker's gRPC port, likewise. Default: the first of routing.yaml, or 7997.")
+    ] = None,
+    rerank_port: Annotated[
+        int | None, typer.Option(help="First reranking worker's gRPC port, likewise. Default: the first of routing.yaml, or 9002.")
+    ] = None,
     admin_port: Annotated[int, typer.Option(help="Envoy's admin interface, on loopback only.")] = 9901,
     tls: Annotated[
         bool, typer.Option("--tls", help="Speak TLS to callers and between the processes, by certificates that are made now.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from quadrate.cli import catalogue, certs
-from quadrate.cli.local_routes import LOOPBACK, localised, served_here, with_added
+from quadrate.cli.local_routes import LOOPBACK, localised, named_ports, served_at, served_here, with_added
 from quadrate.cli.plan import Folder, Plan, Process
 from quadrate.config.auth import load_auth
 from quadrate.config.edge import load_edge_settings
@@ -21,15 +21,19 @@ from quadrate.config.worker import usable_cores
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from quadrate.config.auth import AuthFile
     from quadrate.config.edge import EdgeSettings
     from quadrate.config.models import ModelCard, ModelsFile
+    from quadrate.config.routing import Route
     from quadrate.config.worker import Precision
     from quadrate.config.yamlfile import Schema
 
+Kind = Literal["embed", "rerank"]
+FIRST_PORT: dict[Kind, int] = {"embed": 7997, "rerank": 9002}
+"""The gRPC port of the first worker of a kind, unless a flag or a route names another."""
 STRIDE = 10
 """From one gateway's or worker's ports to the next one's: 8000 and 8001, then 8010 and 8011. No two kinds meet."""
 
@@ -43,16 +47,31 @@ class Options:
     precision: Precision | None = None
     """None: as EMBED_PRECISION and RERANK_PRECISION say."""
     gateways: int = 1
-    embed_workers: int = 1
-    rerank_workers: int = 1
+    embed_workers: int | None = None
+    """None, and no port either: a worker at every port of this machine that routing.yaml names."""
+    rerank_workers: int | None = None
     host: str = LOOPBACK
     port: int = 8085
     gateway_port: int = 8000
-    embed_port: int = 7997
-    rerank_port: int = 9002
+    embed_port: int | None = None
+    rerank_port: int | None = None
     admin_port: int = 9901
     tls: bool = False
     """Whether callers and processes speak TLS by certificates of the mesh's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process that is to run."""
+
+    kind: Kind
+    number: int
+    """Its place among those of its kind, from 0."""
+    port: int
+    aliases: tuple[str, ...]
+    """What it serves."""
+    of: int
+    """How many of its kind there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ class Mesh:
     embed: tuple[str, ...]
     """Aliases that the embed workers of this machine serve."""
     rerank: tuple[str, ...]
+    workers: tuple[Worker, ...]
     auth: AuthFile
     options: Options
     changed: frozenset[str]
@@ -83,22 +103,18 @@ class Mesh:
         """Return every port that is needed, with the process that needs it and the flag that moves it."""
         options = self.options
         found = {options.port: ("the edge", "--port"), options.admin_port: ("Envoy's admin interface", "--admin-port")}
-        for role, flag, first, count in self._rows():
-            for number in range(count):
-                for offset in (0, 1):
-                    port = first + STRIDE * number + offset
-                    if port in found:
-                        raise ConfigError(f"port {port} is wanted by {role} and by {found[port][0]}; move one with {flag}.")
-                    found[port] = (role, flag)
+        for role, flag, first in self._rows():
+            for port in (first, first + 1):
+                if port in found:
+                    raise ConfigError(f"port {port} is wanted by {role} and by {found[port][0]}; move one with {flag}.")
+                found[port] = (role, flag)
         return found
 
-    def _rows(self) -> tuple[tuple[str, str, int, int], ...]:
-        options = self.options
-        return (
-            ("embed_worker", "--embed-port", options.embed_port, options.embed_workers if self.embed else 0),
-            ("rerank_worker", "--rerank-port", options.rerank_port, options.rerank_workers if self.rerank else 0),
-            ("gateway", "--gateway-port", options.gateway_port, options.gateways),
-        )
+    def _rows(self) -> Iterator[tuple[str, str, int]]:
+        for worker in self.workers:
+            yield f"{worker.kind}_worker", f"--{worker.kind}-port", worker.port
+        for number in range(self.options.gateways):
+            yield "gateway", "--gateway-port", _ports(self.options.gateway_port, number)[0]
 
 
 def read(options: Options) -> Mesh:
@@ -111,27 +127,27 @@ def read(options: Options) -> Mesh:
     written = load_routing(options.config / "routing.yaml")
     models = catalogue.load(options.config, options.models)
     added = {alias: models.models[alias] for alias in (catalogue.Given.parse(text).alias for text in options.models)}
+    embed_at = _worker_ports("embed", [route for route in written.embeddings if route.model not in added], options)
+    rerank_at = _worker_ports("rerank", [route for route in written.rerank if route.model not in added], options)
     routing = localised(
-        with_added(written, added),
-        embed=_addresses(options.embed_port, options.embed_workers),
-        rerank=_addresses(options.rerank_port, options.rerank_workers),
+        with_added(written, added, embed=_addresses(embed_at), rerank=_addresses(rerank_at)),
+        embed=_addresses(embed_at) if _flags("embed", options) else None,
+        rerank=_addresses(rerank_at) if _flags("rerank", options) else None,
         tls=options.tls,
     )
     changed = {"models.yaml"} if added else set()
     if routing != written:
         changed.add("routing.yaml")
     embed, rerank = served_here(routing.embeddings, models, "embed"), served_here(routing.rerank, models, "rerank")
-    return Mesh(routing, models, embed, rerank, auth, options, frozenset(changed))
+    workers = (*_workers("embed", routing.embeddings, embed_at), *_workers("rerank", routing.rerank, rerank_at))
+    return Mesh(routing, models, embed, rerank, workers, auth, options, frozenset(changed))
 
 
 def plan(mesh: Mesh, folder: Folder) -> Plan:
     """Return the processes, the ones that others need first."""
     options = mesh.options
     paths = {name: (folder.config if name in mesh.changed else options.config) / name for name in ("routing.yaml", "models.yaml")}
-    workers = [
-        *(_worker(mesh, "embed_worker", number, paths["models.yaml"]) for number in range(options.embed_workers if mesh.embed else 0)),
-        *(_worker(mesh, "rerank_worker", number, paths["models.yaml"]) for number in range(options.rerank_workers if mesh.rerank else 0)),
-    ]
+    workers = [_worker(mesh, worker, paths["models.yaml"]) for worker in mesh.workers]
     gateways = [_gateway(options, number, paths["routing.yaml"]) for number in range(options.gateways)]
     if options.tls:
         workers, gateways = [_encrypted(one, folder) for one in workers], [_encrypted(one, folder) for one in gateways]
@@ -164,8 +180,29 @@ def edge_settings(options: Options, folder: Folder) -> EdgeSettings:
     )
 
 
-def _addresses(first: int, count: int) -> tuple[str, ...]:
-    return tuple(f"{LOOPBACK}:{_ports(first, number)[0]}" for number in range(count))
+def _flags(kind: Kind, options: Options) -> tuple[int, ...]:
+    """Return what flags say of the workers of a kind: a number of them, a first port, or nothing."""
+    given = (options.embed_workers, options.embed_port) if kind == "embed" else (options.rerank_workers, options.rerank_port)
+    return tuple(flag for flag in given if flag is not None)
+
+
+def _worker_ports(kind: Kind, routes: Sequence[Route], options: Options) -> tuple[int, ...]:
+    """Return the gRPC ports of the workers of a kind: as flags say, or else as the routes do."""
+    named = named_ports(routes) or (FIRST_PORT[kind],)
+    if not _flags(kind, options):
+        return named
+    count, first = (options.embed_workers, options.embed_port) if kind == "embed" else (options.rerank_workers, options.rerank_port)
+    return tuple(_ports(named[0] if first is None else first, number)[0] for number in range(1 if count is None else count))
+
+
+def _workers(kind: Kind, routes: Sequence[Route], ports: Sequence[int]) -> tuple[Worker, ...]:
+    """Return the workers of a kind that have something to serve."""
+    serving = [(port, aliases) for port in ports if (aliases := served_at(routes, port))]
+    return tuple(Worker(kind, number, port, aliases, of=len(serving)) for number, (port, aliases) in enumerate(serving))
+
+
+def _addresses(ports: Iterable[int]) -> tuple[str, ...]:
+    return tuple(f"{LOOPBACK}:{port}" for port in ports)
 
 
 def _ports(first: int, number: int) -> tuple[int, int]:
@@ -177,23 +214,17 @@ def _named(role: str, number: int) -> str:
     return role if number == 0 else f"{role}-{number + 1}"
 
 
-def _worker(mesh: Mesh, role: Literal["embed_worker", "rerank_worker"], number: int, models_path: Path) -> Process:
-    options = mesh.options
-    prefix, aliases, first, count = (
-        ("EMBED", mesh.embed, options.embed_port, options.embed_workers)
-        if role == "embed_worker"
-        else ("RERANK", mesh.rerank, options.rerank_port, options.rerank_workers)
-    )
-    port, http_port = _ports(first, number)
+def _worker(mesh: Mesh, worker: Worker, models_path: Path) -> Process:
+    prefix = worker.kind.upper()
     environment = {
-        f"{prefix}_MODEL_NAME": ",".join(aliases),
+        f"{prefix}_MODEL_NAME": ",".join(worker.aliases),
         "QUADRATE_MODELS_PATH": str(models_path),
     }
-    if options.precision is not None:
-        environment[f"{prefix}_PRECISION"] = options.precision
-    if count > 1 and not os.environ.get(f"{prefix}_THREADS"):  # they are busy at the same time: each gets its part of the cores
-        environment[f"{prefix}_THREADS"] = str(max(1, usable_cores() // count))
-    return _process(role, number, prefix, port, http_port, environment, aliases)
+    if mesh.options.precision is not None:
+        environment[f"{prefix}_PRECISION"] = mesh.options.precision
+    if worker.of > 1 and not os.environ.get(f"{prefix}_THREADS"):  # they are busy at the same time: each gets its part of the cores
+        environment[f"{prefix}_THREADS"] = str(max(1, usable_cores() // worker.of))
+    return _process(f"{worker.kind}_worker", worker.number, prefix, worker.port, worker.port + 1, environment, worker.aliases)
 
 
 def _gateway(options: Options, number: int, routing_path: Path) -> Process:

@@ -135,6 +135,7 @@ class Route(Schema):
     def _check_upstreams(self) -> Self:
         if (self.upstream is None) == (not self.upstreams):
             raise ValueError(f"model {self.model!r} needs either upstream or a list upstreams")
+        _check_twice(self.upstreams)
         if not self.over_http:
             for name in _OVER_HTTP & self.model_fields_set:
                 raise ValueError(f"{name} is for models that are served over HTTP; the worker of {self.model!r} tells its own")
@@ -228,6 +229,17 @@ def _places(where: str, routes: Sequence[Route]) -> list[tuple[str, _Place]]:
         if route.served_name not in ("", route.model):
             found.append((route.served_name, (where, number, "served_name")))
     return found
+
+
+def _check_twice(upstreams: Sequence[Upstream]) -> None:
+    """Refuse a second upstream at the address of another one. With another name for the model or another key it is somebody else."""
+    seen: dict[tuple[object, ...], int] = {}
+    for number, upstream in enumerate(upstreams):
+        for target in upstream.targets:
+            first = seen.setdefault((target, upstream.model, upstream.api_key, upstream.api_key_env), number)
+            if first != number:
+                url = upstream.url_of(target)
+                raise misplaced(f"upstreams[{first}] is at {url!r} already; keep one of the two", "upstreams", number, "url")
 
 
 def _check_unique(names: Iterable[tuple[str, _Place]]) -> None:

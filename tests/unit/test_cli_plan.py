@@ -137,6 +137,47 @@ def test_routes_to_elsewhere_stay_as_they_are(options: Options, tmp_path: Path) 
     assert [process.role for process in assemble.plan(mesh, Folder(tmp_path)).processes] == ["gateway", "envoy"]
 
 
+TWO_PORTS = """
+embeddings:
+  - model: minilm
+    upstreams:
+      - {type: grpc, url: "grpc://127.0.0.1:26997"}
+      - {type: grpc, url: "grpc://127.0.0.1:26987", priority: 1}
+  - {model: frida, upstream: {type: grpc, url: "grpc://127.0.0.1:26977"}}
+  - {model: splade, upstream: {type: grpc, url: "grpc://127.0.0.1:26997", replicas: ["grpc://127.0.0.1:26977"]}}
+  - {model: bge-m3, enabled: false, upstream: {type: grpc, url: "grpc://127.0.0.1:26967"}}
+"""
+
+
+def test_workers_run_at_the_ports_that_the_routes_name(options: Options, tmp_path: Path) -> None:
+    """Each port of this machine gets a worker of what leads there, and the file stays as it is written."""
+    config = configured(tmp_path / "configs", routing=TWO_PORTS)
+    mesh = assemble.read(dataclasses.replace(options, config=config))
+    workers = [process for process in assemble.plan(mesh, Folder(tmp_path)).processes if process.role == "embed_worker"]
+    assert [(worker.name, worker.address, worker.models) for worker in workers] == [
+        ("embed_worker", "127.0.0.1:26997", ("minilm", "splade")),
+        ("embed_worker-2", "127.0.0.1:26987", ("minilm",)),
+        ("embed_worker-3", "127.0.0.1:26977", ("frida", "splade")),
+    ]
+    assert mesh.changed == frozenset()
+    assert {26997, 26998, 26987, 26988, 26977, 26978} <= set(mesh.ports())
+    added = assemble.read(dataclasses.replace(options, config=config, models=(f"mine={embedder(tmp_path / 'mine')}",)))
+    assert ["mine" in worker.aliases for worker in added.workers] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "ports"),
+    [({"embed_workers": 2}, [26997, 27007]), ({"embed_port": 7000}, [7000]), ({"embed_workers": 2, "embed_port": 7000}, [7000, 7010])],
+)
+def test_flags_of_workers_go_before_the_routes(flags: dict[str, int], ports: list[int], options: Options, tmp_path: Path) -> None:
+    """Every worker then has every model, and each route leads to all of them, once."""
+    config = configured(tmp_path / "configs", routing=TWO_PORTS)
+    mesh = assemble.read(dataclasses.replace(options, config=config, **flags))
+    assert [(worker.port, worker.aliases) for worker in mesh.workers] == [(port, ("minilm", "frida", "splade")) for port in ports]
+    for route in mesh.routing.embeddings:
+        assert [group.targets for group in route.groups] == [tuple(f"127.0.0.1:{port}" for port in ports)]
+
+
 def test_a_route_without_a_card_is_named(options: Options, tmp_path: Path) -> None:
     """A model that a worker here should serve must be described."""
     routing = {"embeddings": [{"model": "unheard-of", "upstream": {"type": "grpc", "url": "grpc://localhost:7997"}}]}

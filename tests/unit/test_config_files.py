@@ -128,6 +128,20 @@ def test_qwen3_over_http_has_variables_of_its_own(tmp_path: Path, switch: str, *
     assert others.embeddings[0].enabled
 
 
+TWICE = """
+embeddings:
+- model: m
+  upstreams: [{{type: grpc, url: "grpc://a:1"}},
+    {{type: grpc, url: "{}"}}]
+"""
+
+
+def test_an_address_may_stand_twice_under_different_names(tmp_path: Path) -> None:
+    """As where one server has several models or several keys."""
+    path = write(tmp_path, TWICE.format('grpc://a:1", model: "other'))
+    assert [group.model for group in load_routing(path, {}).embeddings[0].groups] == ["", "other"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -155,6 +169,7 @@ def test_qwen3_over_http_has_variables_of_its_own(tmp_path: Path, switch: str, *
         (HTTP.replace("model: m,", "model: m, instruction: q,"), "instruction must hold {instruction}"),
         (HTTP.replace("http://a:1", "http://a:1', api_key_env: 'no name"), "embeddings[0].upstream.api_key_env"),
         (HTTP.replace("http://a:1", "http://a:1', api_key: k, api_key_env: 'K"), "keep api_key_env"),
+        (TWICE.format("grpc://A:1"), "file.yaml:5: embeddings[0].upstreams[1].url: upstreams[0] is at 'grpc://A:1' already; keep one"),
     ],
 )
 def test_a_bad_routing_file_is_refused_with_line_and_way_out(text: str, expected: str) -> None:
