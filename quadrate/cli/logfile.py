@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 LIMIT_BYTES = 16 * 1024 * 1024
 """Above this a log is moved to `<name>.log.1`, so the two files of a process hold little more than twice as much."""
@@ -34,15 +35,26 @@ def tail(log: Path, lines: int) -> list[str]:
     """Return the last lines of a log, whole ones only; none if there is no log."""
     try:
         with log.open("rb") as file:
-            begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            file.seek(begin)
-            text = file.read()
+            text = _end_of(file, lines)
     except FileNotFoundError:
         return []
-    if begin:
-        text = text.partition(b"\n")[2]
-    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace").splitlines()
+    whole = text[: text.rfind(b"\n") + 1].decode(errors="replace").split("\n")[:-1]
     return whole[len(whole) - min(lines, len(whole)) :]
+
+
+def _end_of(file: BinaryIO, lines: int) -> bytes:
+    """Return the end of a file that begins with a line and holds so many whole ones, or the whole file; at least _TAIL_BYTES are read."""
+    size, wanted = file.seek(0, os.SEEK_END), _TAIL_BYTES
+    while True:
+        begin = max(0, size - wanted)
+        file.seek(begin)
+        text = file.read(size - begin)
+        if not begin:
+            return text
+        text = text.partition(b"\n")[2]
+        if text.count(b"\n") >= lines:
+            return text
+        wanted *= 4
 
 
 def end(log: Path) -> int:

@@ -406,6 +406,15 @@ def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
     assert logfile.end(log) == log.stat().st_size
 
 
+def test_as_many_lines_of_a_log_are_read_as_are_asked_for(tmp_path: Path) -> None:
+    """However long they are, and all of them where there are fewer."""
+    log = tmp_path / "gateway.log"
+    lines = [f"{number} " + "x" * 600 for number in range(1252)]
+    log.write_text("\n".join(lines) + "\n")
+    for count in (1, 600, 1251, 1252, 2000):
+        assert logfile.tail(log, count) == lines[-count:]
+
+
 def test_following_a_log_outlives_its_being_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Between a mesh that has stopped and the next one there is no log for a moment; then following goes on with the new one."""
     log = tmp_path / "gateway.log"
