@@ -394,7 +394,7 @@ def test_a_log_is_cut_even_where_it_cannot_be_kept(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
-    """Neither a line that is being written nor one that is cut by the window is shown, and following begins after the last whole one."""
+    """No line that is being written is shown, a long one as a whole, and following begins after the last whole one."""
     log = tmp_path / "gateway.log"
     log.write_bytes(b"one\ntwo\nthr")
     assert logfile.tail(log, 0) == []
@@ -402,7 +402,8 @@ def test_the_end_of_a_log_is_whole_lines(tmp_path: Path) -> None:
     assert logfile.tail(log, 9) == ["one", "two"]
     assert logfile.end(log) == len(b"one\ntwo\n")
     log.write_bytes(b"x" * 300_000 + b"\nlast\n")
-    assert logfile.tail(log, 9) == ["last"]
+    assert logfile.tail(log, 1) == ["last"]
+    assert logfile.tail(log, 9) == ["x" * 300_000, "last"]
     assert logfile.end(log) == log.stat().st_size
 
 
