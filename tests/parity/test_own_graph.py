@@ -66,7 +66,7 @@ def bert(kind: str, **changes: Any) -> Any:
     return folders.shake(getattr(transformers, kind)(config))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::Warning")  # of what exports the graph
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_an_exported_encoder_gives_what_transformers_gives(tmp_path: Path, pooling: str) -> None:
     """Mixed lengths in one batch, pooled here, equal each text by itself in transformers."""
@@ -85,7 +85,7 @@ def test_an_exported_encoder_gives_what_transformers_gives(tmp_path: Path, pooli
         np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::Warning")  # of what exports the graph
 def test_an_exported_classifier_gives_what_transformers_gives(tmp_path: Path) -> None:
     """Pairs are fed with their token types, and the graph's logits are the raw scores."""
     import torch
