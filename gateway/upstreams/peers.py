@@ -72,8 +72,6 @@ class Peer:
 
     protocol: Literal["grpc"] = "grpc"
     takes_canaries = True
-    told = None
-    """See HttpPeer: a worker that does not serve tells so itself."""
     gate = None
     """A worker refuses what it has no room for, and shares fairly, by itself."""
 
@@ -82,6 +80,8 @@ class Peer:
         self._credentials: Metadata = (("authorization", f"Bearer {api_key.get_secret_value()}"),) if api_key is not None else ()
         self.outstanding_tokens = 0
         """Tokens sent and not yet answered, of all models."""
+        self.told: UpstreamFailed | None = None
+        """What callers are told while another mesh refuses the gateway's key; None of all that is there otherwise, or away."""
         self._listing: asyncio.Task[list[model_pb2.Model]] | None = None
         self._listed = 0.0
         self._channel = _channel(target, tls, host)
@@ -157,7 +157,13 @@ class Peer:
         return await asyncio.shield(self._listing)
 
     async def _models(self) -> list[model_pb2.Model]:
-        answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0, metadata=self._credentials)
+        try:
+            answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0, metadata=self._credentials)
+        except grpc.aio.AioRpcError as error:
+            refusal = told_here(translate(error))
+            self.told = refusal if isinstance(refusal, UpstreamFailed) else None
+            raise
+        self.told = None
         return list(answer.models)
 
     async def tokenizer(self, model: str) -> bytes:

@@ -20,7 +20,7 @@ from gateway.upstreams.outliers import FAILURES_IN_ROW, JUDGE_SECONDS, fault, mo
 from gateway.upstreams.peers import Lost
 from gateway.upstreams.replica import TooSlow
 from gateway.upstreams.retries import MOST_TRIES, RetryBudget, pause_seconds
-from quadrate.errors import Overloaded, Unavailable, UpstreamFailed
+from quadrate.errors import Overloaded, Unavailable
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class Pool:
         self._budget.deposit()
         replica = self._pick(errand, call)
         if replica is None:
-            failure = self._full(errand, call) or self.unavailable()
-            call.has_tried = isinstance(failure, UpstreamFailed)  # another gateway would hear the same of the server
-            raise failure
+            raise self._full(errand, call) or self.unavailable()
         call.log["upstream"] = replica.peer.target
         tried = [replica]
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import message_factory
 
-from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError, Unimplemented
+from quadrate.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, QuadrateError, Unimplemented, UpstreamFailed
 from quadrate.server import status
 from quadrate.server.call import Call, request_id, standing_of
 from quadrate.standing import CANARY
@@ -173,7 +173,7 @@ class Handlers:
         trailers = [
             *call.headers,
             *status.headers(error),
-            *([status.FINAL] if call.has_tried else ()),
+            *([status.FINAL] if call.has_tried or isinstance(error, UpstreamFailed) else ()),  # it answers another gateway no better
             ("x-request-id", call.request_id),
             (status.DETAILS_KEY, status.details(error, call.method)),
         ]

@@ -272,6 +272,27 @@ async def test_what_is_wrong_with_a_server_is_told_as_long_as_it_lasts(
         await door.until_serving()
 
 
+@pytest.mark.parametrize("kind", ["openai", "infinity"])
+async def test_a_server_that_never_took_our_key_is_a_502_that_nobody_tries_again(
+    open_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """From the first request on, on every door; the key is not told, and the edge is told that another gateway would hear the same."""
+    monkeypatch.setenv("QWEN3_API_KEY", "not-the-one")
+    upstream = HttpUpstream(api_key="another", port=free_port())
+    file = f"embeddings: [{{model: qwen3-far, upstream: {{type: {kind}, url: '{upstream.url}'}}}}]\n"
+    async with upstream, open_door(file) as door:
+        await door.until(lambda: any("401" in reason for reason in reasons(door)))
+        message = embed_pb2.EmbedRequest(model="qwen3-far", inputs=[options_pb2.Input(text="cat")])
+        native = await refused(door.embed.Embed(message))
+        openai = await refused(door.post(door.openai.CreateEmbedding, {"model": "qwen3-far", "input": "cat"}))
+    for refusal in (native, openai):
+        assert refusal.body["code"] == "upstream_error"
+        assert "refused the gateway's key (HTTP 401)" in refusal.message
+        assert refusal.trailers["x-quadrate-http-status"] == "502"
+        assert refusal.trailers["x-envoy-ratelimited"] == "true"
+        assert "not-the-one" not in repr(refusal)
+
+
 async def test_a_server_that_went_altogether_is_unavailable(open_door: Callable[..., Any]) -> None:
     """What it answered before counts no more: there is nobody to ask, which may pass."""
     async with contextlib.AsyncExitStack() as ends:
@@ -403,6 +424,22 @@ async def test_our_worker_by_a_url_is_found_to_be_one(open_door: Callable[..., A
         assert worker.received[-1].inputs[0].token_ids.ids
         lines = (await readiness(door))[1]["upstreams"]
         assert [(one["type"], one["protocol"]) for one in lines] == [("infinity", "grpc"), ("rerank", "grpc")]
+
+
+async def test_another_mesh_that_never_took_our_key_is_a_502(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """As a server over HTTP is; once it is away, it is unavailable."""
+    async with contextlib.AsyncExitStack() as ends:
+        far = await ends.enter_async_context(open_door(routing(worker), auth="api_keys: [the-key-of-it]"))
+        entry = f"{{type: grpc, url: 'grpc://127.0.0.1:{far.gateway.server.port}', model: fake, api_key: not-the-one}}"
+        async with open_door(f"embeddings: [{{model: near, upstream: {entry}}}]\n") as door:
+            await door.until(lambda: any("UNAUTHENTICATED" in reason for reason in reasons(door)))
+            message = embed_pb2.EmbedRequest(model="near", inputs=[options_pb2.Input(text="cat")])
+            refusal = await refused(door.embed.Embed(message))
+            assert (refusal.body["code"], refusal.trailers["x-envoy-ratelimited"]) == ("upstream_error", "true")
+            assert refusal.message == "The mesh that serves this model refused the gateway's key. Tell the operator."
+            await ends.aclose()
+            await door.until(lambda: reasons(door) == {"cannot be reached"})
+            assert (await refused(door.embed.Embed(message))).body["code"] == "unavailable"
 
 
 async def test_another_mesh_may_be_an_upstream_over_grpc(open_door: Callable[..., Any], worker: FakeWorker) -> None:
