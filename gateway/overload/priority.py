@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from quadrate.standing import Priority
 
+MOST_SHOWN = 40
+"""So many characters of what is no priority are told to who sent it."""
+
 
 def asked_priority(metadata: Mapping[str, str], usual: Priority) -> Priority:
     """Return the priority that a request's headers ask for, by `x-quadrate-priority`, or the usual one. Raises InvalidArgument."""
@@ -21,5 +24,11 @@ def asked_priority(metadata: Mapping[str, str], usual: Priority) -> Priority:
         return usual
     priority = BY_WORD.get(word.strip().lower())
     if priority is None:
-        raise InvalidArgument(f"{PRIORITY_HEADER} must be {' or '.join(BY_WORD)}; leave it out for {usual.word}.", param=PRIORITY_HEADER)
+        raise InvalidArgument(
+            f"{PRIORITY_HEADER} must be {' or '.join(BY_WORD)}, not {_shown(word)}; leave it out for {usual.word}.", param=PRIORITY_HEADER
+        )
     return priority
+
+
+def _shown(word: str) -> str:
+    return repr(word if len(word) <= MOST_SHOWN else f"{word[:MOST_SHOWN]}…")

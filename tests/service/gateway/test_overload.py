@@ -83,8 +83,15 @@ async def test_an_unknown_priority_is_refused(door: Door, worker: FakeWorker, wi
     """A word that is none is a mistake of the caller's, who is told which there are."""
     failure = await refused(WIRES[wire](door, (("x-quadrate-priority", "urgent"),)))
     assert (failure.status, failure.param) == ("INVALID_ARGUMENT", "x-quadrate-priority")
-    assert "interactive or bulk" in failure.message
+    assert "interactive or bulk, not 'urgent'" in failure.message
     assert not worker.calls
+
+
+async def test_a_long_word_that_is_no_priority_is_told_in_part(door: Door) -> None:
+    """A refusal is no longer for it than a line."""
+    failure = await refused(door.embed.Embed(texts("cat"), metadata=(("x-quadrate-priority", "urgent!" * 500),)))
+    assert len(failure.message) < 200
+    assert f"not '{('urgent!' * 6)[:40]}…'" in failure.message
 
 
 async def test_streams_are_bulk_unless_they_say_otherwise(door: Door, worker: FakeWorker) -> None:
