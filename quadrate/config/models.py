@@ -182,7 +182,7 @@ def digest(files: dict[str, str]) -> str:
 class ModelsFile(Schema):
     """The whole catalogue, by alias."""
 
-    models: dict[Alias, ModelCard]
+    models: dict[Alias, ModelCard] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from quadrate.config import watched
+from quadrate.config.auth import AuthFile
+from quadrate.config.models import ModelsFile
+from quadrate.config.rate_limits import RateLimitsFile
+from quadrate.config.routing import RoutingFile
 from quadrate.config.watched import WatchedFiles, refuse_empty
+from quadrate.config.yamlfile import load
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from quadrate.config.yamlfile import Schema
 
 LOOK_SECONDS = 0.01
 
@@ -111,3 +118,11 @@ def test_an_empty_file_is_refused(path: Path) -> None:
     path.write_text("")
     with pytest.raises(ConfigError, match=r"is empty; write \{\} if nothing is meant"):
         refuse_empty(path)
+
+
+@pytest.mark.parametrize("schema", [RoutingFile, AuthFile, RateLimitsFile, ModelsFile])
+def test_the_way_out_of_an_empty_file_is_one(schema: type[Schema], path: Path) -> None:
+    """What `refuse_empty` says to write is taken for every file."""
+    path.write_text("{}\n")
+    refuse_empty(path)
+    assert load(path, schema) == schema()
