@@ -211,6 +211,7 @@ class Pool:
             if other is None or not self._budget.withdraw():
                 return await first
             tried.append(other)
+            call.log["tries"], call.log["hedged"] = 2, True
             tasks.add(asyncio.create_task(other.send(errand, call)))
             done = await _first_good(tasks)
             self._metrics.counter("router_upstream_hedges_total", self.alias, "first" if done is first else "second").inc()

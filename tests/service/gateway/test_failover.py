@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -247,8 +248,10 @@ async def test_a_worker_that_takes_longer_than_its_route_allows_is_left(open_doo
         assert len(sound.received) == 8
 
 
-async def test_a_short_request_that_takes_long_is_asked_twice_if_the_route_says_so(open_door: Callable[..., Any]) -> None:
-    """The first answer counts, the other request is called off, and nothing of it is charged twice."""
+async def test_a_short_request_that_takes_long_is_asked_twice_if_the_route_says_so(
+    open_door: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first answer counts, the other request is called off, and nothing of it is charged twice; its line in the log says so."""
     gone = asyncio.Event()
 
     async def hold(_: Any, __: Any) -> None:
@@ -270,6 +273,17 @@ async def test_a_short_request_that_takes_long_is_asked_twice_if_the_route_says_
         answered_by = [value(door, "router_upstream_hedges_total", "fake", which) for which in ("first", "second")]
         assert sum(answered_by) == len(stuck.received)
         assert value(door, "router_tokens_total", "fake", "anonymous") == 6 * 3
+        lines = request_lines(capfd)
+        assert len(lines) == 6
+        asked_twice = [line for line in lines if line.get("tries") == 2 and line["hedged"] is True]
+        assert len(asked_twice) == sum(answered_by)
+        assert not any("tries" in line or "hedged" in line for line in lines if line not in asked_twice)
+
+
+def request_lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Return what the gateway's log says of each request that it sent on."""
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    return [line["metadata"] for line in said if line["message"] == "request" and "upstream" in line["metadata"]]
 
 
 async def test_a_request_asked_twice_in_vain_is_sent_no_more_often_than_any(open_door: Callable[..., Any]) -> None:
