@@ -155,11 +155,10 @@ async def test_canaries_are_charged_to_nobody_and_can_be_switched_off(open_door:
             assert "router_requests_total{" not in metrics(door)
             assert "router_tokens_total{" not in metrics(door)
             assert f'router_canaries_total{{model="fake",outcome="answered",upstream="{worker.target}"}}' in metrics(door)
-        worker.calls.clear()
-        async with open_door(routing(worker), canary_interval_seconds=0) as door:
-            await door.until_serving()
-            await door.embed.Embed(REQUEST)
-            assert [call.standing.tenant for call in worker.calls] == ["anonymous"]
+    async with FakeWorker() as worker, open_door(routing(worker), canary_interval_seconds=0) as door:
+        await door.until_serving()
+        await door.embed.Embed(REQUEST)
+        assert [call.standing.tenant for call in worker.calls] == ["anonymous"]
 
 
 def metrics(door: Door) -> str:
