@@ -326,9 +326,10 @@ def usage(
         typer.Option(
             "--gateway",
             metavar="URL",
-            help="HTTP address of a gateway. Repeat it where gateways share no Redis. [default: http://127.0.0.1:8001]",
+            help="HTTP address of a gateway elsewhere. Repeat it where gateways share no Redis. Default: those of the mesh on --port.",
         ),
     ] = None,
+    port: Annotated[int | None, typer.Option("--port", help="The mesh's port on this machine. Default: 8085.", min=1, max=65535)] = None,
     day: Annotated[
         str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="Which day, UTC. Default: today, with what is used of every limit.")
     ] = None,
@@ -337,7 +338,7 @@ def usage(
     """Show who used what: requests and tokens of each caller and model, and what is used of their limits."""
     from quadrate.cli import usage as command  # noqa: PLC0415
 
-    raise typer.Exit(command.run(gateway or ["http://127.0.0.1:8001"], day, as_json=as_json))
+    raise typer.Exit(command.run(gateway or [], day, port=port, as_json=as_json))
 
 
 @app.command()

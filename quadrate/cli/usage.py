@@ -11,12 +11,15 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from quadrate.cli.plan import Folder
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TIMEOUT_SECONDS = 10.0
+PORT = 8085
+GATEWAY = "http://127.0.0.1:8001"
 COUNTS = ("requests", "tokens", "failed", "refused")
 LIMITS = {
     "requests": "requests at once",
@@ -26,9 +29,18 @@ LIMITS = {
 }
 
 
-def run(gateways: Sequence[str], day: str | None, *, as_json: bool) -> int:
-    """Print the use of a day, of all these gateways together; returns the exit code. Raises ConfigError if one cannot be asked."""
-    pages = [_ask(gateway, day) for gateway in gateways]
+def run(gateways: Sequence[str], day: str | None, *, port: int | None = None, as_json: bool) -> int:
+    """Print the use of a day, of all gateways together; returns the exit code. Raises ConfigError if one cannot be asked.
+
+    Args:
+        gateways: Their HTTP addresses. None: those of the mesh on `port`.
+        day: None: today.
+        port: None: the port of a plain `up`; if no mesh runs there, the gateway is asked that would be a plain one's.
+        as_json: Whether JSON is printed.
+    """
+    if gateways and port is not None:
+        raise ConfigError("--gateway and --port both say whom to ask; keep one.")
+    pages = [_ask(gateway, day) for gateway in gateways or _of_mesh(port)]
     page = pages[0] if pages[0]["store"] == "redis" else _together(pages)
     if as_json:
         print(json.dumps(page, indent=2))
@@ -37,14 +49,27 @@ def run(gateways: Sequence[str], day: str | None, *, as_json: bool) -> int:
     return 0
 
 
+def _of_mesh(port: int | None) -> list[str]:
+    """Return the HTTP addresses of the gateways of a mesh on this machine."""
+    folder = Folder.of(PORT if port is None else port)
+    if folder.is_running():
+        return [process.live.removesuffix("/health/live") for process in folder.read_plan().processes if process.role == "gateway"]
+    if port is None:
+        return [GATEWAY]
+    raise ConfigError(f"No mesh runs on port {port} of this machine. Name the gateways of another one by --gateway http://HOST:PORT.")
+
+
 def _ask(gateway: str, day: str | None) -> dict[str, Any]:
     try:
         answer = httpx.get(f"{gateway.rstrip('/')}/usage", params={"day": day} if day else {}, timeout=TIMEOUT_SECONDS)
         page: dict[str, Any] = answer.json()
+    except httpx.UnsupportedProtocol as exc:
+        written = f"write http://{gateway}" if "://" not in gateway else "https:// is the other one that can be asked"
+        raise ConfigError(f"--gateway {gateway}: http:// is missing; {written}.") from exc
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
         raise _no_gateway(gateway, type(exc).__name__) from exc
     if answer.status_code == httpx.codes.BAD_REQUEST and isinstance(page.get("error"), str):
-        raise ConfigError(f"--day: {page['error']}")
+        raise ConfigError(f"--day {day}: {page['error']}")
     if "rows" not in page:
         raise _no_gateway(gateway, f"HTTP {answer.status_code}")
     return page

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.refused import reason
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
 
@@ -171,7 +172,7 @@ def load_edge_settings(**given: Any) -> EdgeSettings:
     try:
         return EdgeSettings(**given)
     except pydantic.ValidationError as exc:
-        wrong = "; ".join(f"{_name(error['loc'])}{error['msg'].removeprefix('Value error, ')}" for error in exc.errors())
+        wrong = "; ".join(f"{_name(error['loc'])}{reason(error)}" for error in exc.errors())
         raise ConfigError(wrong) from exc
 
 

@@ -10,6 +10,7 @@ import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.config.features import Features, read_flags
+from quadrate.config.refused import reason
 from quadrate.config.shipped import shipped
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
 from quadrate.errors import ConfigError
@@ -182,7 +183,7 @@ def load_gateway_settings() -> GatewaySettings:
     try:
         return GatewaySettings()
     except pydantic.ValidationError as exc:
-        lines = [f"{_variable(error['loc'])}{error['msg'].removeprefix('Value error, ')}" for error in exc.errors()]
+        lines = [f"{_variable(error['loc'])}{reason(error)}" for error in exc.errors()]
         raise ConfigError("\n".join(lines)) from exc
 
 

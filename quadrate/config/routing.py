@@ -39,10 +39,10 @@ class Upstream(Schema):
     type: Literal["grpc", "openai", "infinity", "rerank"]
     url: str
     timeout_ms: int | None = pydantic.Field(default=None, gt=0)
-    timeout_seconds: float | None = pydantic.Field(default=None, gt=0)
+    timeout_seconds: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     priority: int = pydantic.Field(default=0, ge=0)
     """Groups are tried in this order, 0 first; a later one serves only while every earlier one is gone."""
-    weight: float = pydantic.Field(default=1.0, gt=0)
+    weight: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
     """What share each of these addresses gets beside the others of its priority: one of 2 gets twice the tokens of one of 1."""
     replicas: tuple[str, ...] = ()
     """More addresses of the same kind, in the form of `url`."""
@@ -121,7 +121,7 @@ class Route(Schema):
     """The environment variable that says whether it is enabled, if it is set: `true` or `false`. It goes before `enabled`."""
     upstream: Upstream | None = None
     upstreams: tuple[Upstream, ...] = ()
-    hedge_after_ms: float | None = pydantic.Field(default=None, gt=0)
+    hedge_after_ms: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """A short request that is not answered by then is sent to a second replica, too, and the first answer counts. Unset: never."""
     tokenizer: str = ""
     """HTTP: what the model reads text with, so that tokens are counted exactly: a `tokenizer.json`, a folder with one, or a repository of
@@ -271,7 +271,8 @@ def _enabled(route: Route, environment: Mapping[str, str], place: _Where) -> boo
     try:
         return pydantic.TypeAdapter(bool).validate_python(written)
     except pydantic.ValidationError as exc:
-        raise misplaced(f"model {route.model!r}: the variable {name} must be true or false", *place, "enabled_env") from exc
+        but = "" if route.enabled_env else f", not {written!r}"  # a variable that somebody chose may be the one of the key
+        raise misplaced(f"model {route.model!r}: the variable {name} must be true or false{but}", *place, "enabled_env") from exc
 
 
 def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], place: _Where, *, enabled: bool) -> Upstream:

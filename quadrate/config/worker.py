@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.refused import reason
 from quadrate.config.tls import ServerTls
 from quadrate.errors import ConfigError
 
@@ -204,11 +205,10 @@ def load_worker_settings(kind: type[SettingsT], **given: Any) -> SettingsT:
     try:
         return kind(**given)
     except pydantic.ValidationError as exc:
-        raise ConfigError("\n".join(_describe(kind, error["loc"], error["msg"]) for error in exc.errors())) from exc
+        raise ConfigError("\n".join(_describe(kind, error["loc"], reason(error)) for error in exc.errors())) from exc
 
 
-def _describe(kind: type[WorkerSettings], loc: tuple[int | str, ...], message: str) -> str:
-    text = message.removeprefix("Value error, ")
+def _describe(kind: type[WorkerSettings], loc: tuple[int | str, ...], text: str) -> str:
     prefix = str(kind.model_config.get("env_prefix", ""))
     if not loc:
         return f"{prefix}*: {text}"

@@ -10,6 +10,7 @@ import pydantic
 import pydantic_core
 import yaml
 
+from quadrate.config.refused import reason
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def _describe(error: ErrorDetails, schema: type[Schema]) -> str:
         return f"{where}: {said}" if where else said
     if error["type"] == "string_type" and isinstance(error["input"], bool):
         return f"{where}: must be text, and YAML reads on, off, yes, no, true and false as something else; put the word between quotes"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}" if where else error["msg"].removeprefix("Value error, ")
+    said = reason(error, is_secret=any(step in schema.secret_in for step in error["loc"]))
+    return f"{where}: {said}" if where else said
 
 
 def _path(loc: Sequence[str | int], schema: type[Schema]) -> str:

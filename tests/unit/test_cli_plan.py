@@ -6,12 +6,13 @@ import dataclasses
 import socket
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import yaml
 
-from quadrate.cli import assemble, catalogue, check, local_routes, logfile, preflight, watch
+from quadrate.cli import assemble, catalogue, check, local_routes, logfile, preflight, usage, watch
 from quadrate.cli.assemble import Options
 from quadrate.cli.banner import WITH_TERMINAL, command_name
 from quadrate.cli.banner import text as banner_text
@@ -346,6 +347,59 @@ def test_a_mesh_in_the_background_is_not_stopped_by_a_key(options: Options, tmp_
     text = banner_text(mesh, assemble.plan(mesh, folder), folder)
     assert text.count(WITH_TERMINAL) == 1
     assert "To stop: quadrate down" in text.replace(WITH_TERMINAL, "")
+
+
+def test_usage_asks_the_gateways_of_a_mesh_by_its_port(options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of them; a port without a mesh is told, and so are two ways of saying whom to ask."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    folder, asked = Folder.of(28085), []
+    folder.create()
+    changed = dataclasses.replace(options, port=28085, gateways=2, gateway_port=28000)
+    folder.write_plan(assemble.plan(assemble.read(changed), folder))
+
+    def ask(gateway: str, _: str | None) -> dict[str, Any]:
+        asked.append(gateway)
+        return {"store": "local", "gateways": 1, "day": "2026-11-21", "rows": [], "limits": []}
+
+    monkeypatch.setattr(usage, "_ask", ask)
+    with folder.locked():
+        assert usage.run([], None, port=28085, as_json=True) == 0
+    assert asked == ["http://127.0.0.1:28001", "http://127.0.0.1:28011"]
+    with pytest.raises(ConfigError, match="No mesh runs on port 28085 of this machine"):
+        usage.run([], None, port=28085, as_json=True)
+    with pytest.raises(ConfigError, match="keep one"):
+        usage.run(["http://a"], None, port=28085, as_json=True)
+
+
+def test_usage_says_that_a_scheme_is_missing() -> None:
+    """With the address as it has to be written."""
+    with pytest.raises(ConfigError, match=r"--gateway 127\.0\.0\.1:28001: http:// is missing; write http://127\.0\.0\.1:28001\."):
+        usage.run(["127.0.0.1:28001"], None, as_json=True)
+
+
+def test_a_day_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the gateway says of it."""
+    answer = httpx.Response(400, json={"error": "day must be a date such as 2026-11-21"})
+    monkeypatch.setattr(httpx, "get", lambda *_, **__: answer)
+    with pytest.raises(ConfigError, match="--day yesterday: day must be a date"):
+        usage.run(["http://a"], "yesterday", as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ROUTER_REFLECTION", "x", "ROUTER_REFLECTION: Input should be 'keyed', 'open' or 'off', not 'x'"),
+        ("EMBED_THREADS", "many", "EMBED_THREADS: Input should be a valid integer, not 'many'"),
+        ("EDGE_THREADS", "0", "EDGE_THREADS: Input should be greater than 0, not '0'"),
+        ("OTEL_TRACES_SAMPLER_ARG", "x" * 60, f"OTEL_TRACES_SAMPLER_ARG: Input should be a valid number, not '{'x' * 39}…"),
+    ],
+)
+def test_a_refused_variable_is_told_with_what_it_holds(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In part, where that is long."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        preflight.check_environment("exact")
+    assert str(refused.value) == said
 
 
 def test_logs_of_no_mesh_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

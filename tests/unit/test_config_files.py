@@ -124,6 +124,8 @@ def test_qwen3_over_http_has_variables_of_its_own(tmp_path: Path, switch: str, *
     assert route.enabled is enabled
     assert route.groups[0].api_key is not None
     assert load_routing(path, {}).embeddings[0].groups[0].api_key is None
+    with pytest.raises(ConfigError, match="the variable QWEN3_ENABLED must be true or false, not 'perhaps'"):
+        load_routing(path, {"QWEN3_ENABLED": "perhaps"})
     others = load_routing(write(tmp_path, GRPC.replace("model: m,", "model: qwen3,")), {"QWEN3_ENABLED": "false"})
     assert others.embeddings[0].enabled
 
@@ -169,6 +171,9 @@ def test_an_address_may_stand_twice_under_different_names(tmp_path: Path) -> Non
         (HTTP.replace("model: m,", "model: m, instruction: q,"), "instruction must hold {instruction}"),
         (HTTP.replace("http://a:1", "http://a:1', api_key_env: 'no name"), "embeddings[0].upstream.api_key_env"),
         (HTTP.replace("http://a:1", "http://a:1', api_key: k, api_key_env: 'K"), "keep api_key_env"),
+        (GRPC.replace("model: m,", "model: m, hedge_after_ms: .inf,"), "hedge_after_ms: Input should be a finite number, not inf"),
+        (GRPC.replace("model: m,", "model: m, hedge_after_ms: x,"), "hedge_after_ms: Input should be a valid number, not 'x'"),
+        (GRPC.replace('"grpc://a:1"', '"grpc://a:1", weight: -1'), "weight: Input should be greater than 0, not -1"),
         (TWICE.format("grpc://A:1"), "file.yaml:5: embeddings[0].upstreams[1].url: upstreams[0] is at 'grpc://A:1' already; keep one"),
     ],
 )
