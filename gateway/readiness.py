@@ -103,7 +103,7 @@ def _lines(pools: Sequence[Pool]) -> list[Mapping[str, str]]:
             "type": replica.upstream.type,
             "protocol": replica.protocol,
             "status": _status(replica),
-            "reason": replica.reason or replica.trouble,
+            "reason": replica.reason or replica.trouble or replica.remark,
         }
         for pool in pools
         for replica in pool.replicas

@@ -167,6 +167,7 @@ class Follower:
 
     async def _take_changes(self, before: Facts) -> None:
         card = await self._find(max_age_seconds=REFRESH_SECONDS / 2)
+        self._replica.remark = "" if card is None else card.state_reason
         if card is None or card.state != model_pb2.MODEL_STATE_READY or _lasting(card) == _lasting(before.card):
             return
         after = await self._read(card)
@@ -177,6 +178,7 @@ class Follower:
         card = await self._find()
         if card is None:
             return False
+        self._replica.remark = card.state_reason
         self._replica.serves(await self._read(card))
         return True
 

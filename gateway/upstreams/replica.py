@@ -76,6 +76,8 @@ class Replica:
         """What it said of itself before it loaded the model again; requests that were read by that are on their way."""
         self.reason = "not asked yet"
         """Why it does not serve."""
+        self.remark = ""
+        """What its worker says of the model besides, while it serves it: that it could not be loaded again, and why."""
         self.refusals = Refusals()
         """What it had no room for lately."""
         self.record = Record()

@@ -120,6 +120,22 @@ async def test_cards_that_change_are_seen(open_door: Callable[..., Any], worker:
                 await asyncio.sleep(0.01)
 
 
+async def test_a_reload_that_failed_is_told_while_the_model_goes_on(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """Its line stays ok, for every request is answered, and says what the worker says; nothing of it is left once that is mended."""
+    async with open_door(routing(worker)) as door:
+        await door.until_serving()
+        for said in ("it could not be loaded again: its files are gone", ""):
+            worker.cards["fake"].state_reason = said
+            await door.until(lambda said=said: line(door) == ("ok", said))  # type: ignore[misc] # mypy cannot infer a lambda's default
+        assert door.gateway.readiness.report()[1]["status"] == "ok"
+
+
+def line(door: Door) -> tuple[str, str]:
+    """Return what readiness says of the embedding model."""
+    (found,) = [one for one in door.gateway.readiness.report()[1]["upstreams"] if one["name"].startswith("fake@")]
+    return found["status"], found["reason"]
+
+
 async def test_a_model_comes_to_a_running_mesh_and_goes(tmp_path: Path, open_door: Callable[..., Any]) -> None:
     """A card in the catalogue, a load at the worker, a route at the gateway: three edits and no restart; and back."""
     file = write_catalogue(tmp_path, seed=0)
