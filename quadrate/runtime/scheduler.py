@@ -243,7 +243,7 @@ class Scheduler:
             new: dict[TextKey, Text] = {}
             texts = self._texts(job, readings, new)
             try:
-                admission.admit(job, texts, (self._short.line, self._long.line), self._rules, self._clock())
+                admission.admit(job, texts, self._queue(self._clock()))
             except Overloaded:
                 self._meter.dropped(job.lane, "overloaded", len(job.results))
                 raise
@@ -387,23 +387,23 @@ class Scheduler:
 
     def _is_late(self, text: Text) -> bool:
         """Whether a text can no longer be of use; its job is then ended by the right error. Under the lock."""
-        job, limit, now = text.job, self._rules.queue_seconds, self._clock()
+        job, now = text.job, self._clock()
         if job.doomed:
             return True
         if job.deadline is not None and now + text.seconds > job.deadline:
             self._tell(self._expire, job)
-        elif not job.begun and now - job.submitted > limit:
-            lines = (self._short.line, self._long.line)
-            error = Overloaded(
-                f"No room came free within {limit:.1f} s. Try again later.",
-                retry_after_seconds=admission.until_room(text, lines, self._rules),
-            )
-            self._tell(self._refuse, job, error, "queue_timeout")
+        elif not job.begun and now - job.submitted > self._rules.queue_seconds:
+            self._forget(job)
+            self._tell(self._refuse, job, admission.too_late(text, self._queue(now)), "queue_timeout")
         else:
             return False
         job.doomed = True
         self._forget(job)
         return True
+
+    def _queue(self, now: float) -> admission.Queue:
+        """Return what waits and what runs. Under the lock."""
+        return admission.Queue((self._short.line, self._long.line), self._running.values(), self._rules, now)
 
     def _forget(self, job: Job) -> None:
         """Count the waiting texts of a job no longer; what others wait for, too, is counted for one of them. Under the lock."""
