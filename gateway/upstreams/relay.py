@@ -1,7 +1,7 @@
 """The requests of many callers on one stream to a worker, several to a message.
 
 A call of its own costs this process and the worker twice what a message of an open stream does, and several requests may share a message.
-While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for some milliseconds.
+While few are awaited each leaves at once; once many are, so that the worker has enough to do, they gather for a part of what answers take.
 Requests of many inputs go by calls of their own (`peers`): a large answer would hold up the small ones behind it.
 """
 
@@ -27,9 +27,13 @@ MOST_INPUTS = 32
 """Requests of more inputs are not relayed."""
 BUSY = 8
 """From so many awaited answers on, requests gather before they are sent."""
-GATHER_SECONDS = 0.004
+LEAST_GATHER_SECONDS, MOST_GATHER_SECONDS = 0.004, 0.012
 """A gateway's process forwards at most about two requests a millisecond, so that eight are awaited only where answers take 4 ms and more:
 gathering then costs a part of what a request takes anyway, and saves a quarter of the mesh's own work (docs/decisions.md)."""
+GATHER_PART = 0.125
+"""The part of what answers take that requests gather for, within those bounds: where a model is slow, more of them share a message."""
+_LATEST = 0.05
+"""The weight of the latest answer in how long answers take."""
 MESSAGE_BYTES = 2**20
 """Requests that would make a message larger than this wait for the next one: a worker ends a stream that brings more than 8 MiB at once."""
 _PATH = "/quadrate.v1.RelayService/Relay"
@@ -49,6 +53,13 @@ _READ: Mapping[str, Callable[[str], Any]] = {
 """How values are told that are no strings. Few requests have them."""
 _numbers = itertools.count(1)
 _MOST_NUMBERS = 2**32
+
+
+def gather_seconds(awaited: int, answer_seconds: float) -> float:
+    """Return how long requests gather while so many answers are awaited, which take so long of late."""
+    if awaited < BUSY:
+        return 0.0
+    return min(max(GATHER_PART * answer_seconds, LEAST_GATHER_SECONDS), MOST_GATHER_SECONDS)
 
 
 class Relay:
@@ -110,6 +121,7 @@ class _Stream:
         self._cancelled: list[int] = []
         self._changed = asyncio.Event()
         self._retired = False
+        self._answer_seconds = 0.0
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
 
@@ -123,11 +135,15 @@ class _Stream:
         self._awaited[number] = future
         self._changed.set()
         timer = loop.call_later(timeout, _expire, future) if timeout is not None else None
+        asked = loop.time()
         try:
-            return await future
+            answer = await future
         except (asyncio.CancelledError, DeadlineExceeded):
             self._cancel(number)
             raise
+        else:
+            self._answer_seconds += _LATEST * (loop.time() - asked - self._answer_seconds)
+            return answer
         finally:
             self._awaited.pop(number, None)
             if timer is not None:
@@ -149,7 +165,7 @@ class _Stream:
         """Send what is there, and what has come meanwhile, until retired."""
         while True:
             await self._changed.wait()
-            await asyncio.sleep(GATHER_SECONDS if len(self._awaited) >= BUSY else 0)
+            await asyncio.sleep(gather_seconds(len(self._awaited), self._answer_seconds))
             self._changed.clear()
             new, self._new = self._new, {}
             cancelled, self._cancelled = self._cancelled, []
