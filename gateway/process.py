@@ -8,8 +8,7 @@ from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.auth.authenticator import Authenticator
-from gateway.cache import keys
-from gateway.cache.cache import Cache, Wish, wish
+from gateway.cache.cache import Cache
 from gateway.cache.recall import Recall
 from gateway.cache.shared import Shared
 from gateway.canary import Canaries
@@ -36,9 +35,8 @@ from quadrate.server import Server
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
-    from gateway.upstreams.pool import Pool
     from quadrate.config.gateway import GatewaySettings
-    from quadrate.server import Call, Service
+    from quadrate.server import Service
     from quadrate.telemetry import Telemetry
 
 
@@ -107,8 +105,9 @@ class Gateway:
 
     def _services(self, admission: Admission) -> list[Service]:
         settings = self.settings
-        dispatch = Dispatch(self.quotas, self._may_know)
-        recall = Recall(dispatch, self._cache())
+        cache = self._cache()
+        dispatch = Dispatch(self.quotas, cache.may_know)
+        recall = Recall(dispatch, cache)
         embedding = Embedding(self.routes, dispatch, recall, max_request_tokens=settings.safe_request_token_limit)
         limits = RerankLimits(
             documents=settings.max_documents,
@@ -125,10 +124,6 @@ class Gateway:
             OpenAiService(admission, embedding, models),
             CohereService(admission, reranking, embedding),
         ]
-
-    def _may_know(self, pool: Pool, call: Call) -> bool:
-        """Whether the cache may answer a call."""
-        return self.settings.cache_max_bytes > 0 and wish(call) is Wish.USE and keys.maker(pool.facts.card) is not None
 
     def _cache(self) -> Cache:
         settings = self.settings

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gateway.cache.shared import Shared
     from gateway.upstreams.errand import Errand
+    from gateway.upstreams.pool import Pool
     from quadrate.server import Call
     from quadrate.telemetry import Metrics
 
@@ -60,6 +61,10 @@ class Cache:
             return None
         request = errand.request
         return list(keys.of_texts(model, request) if errand.method == "embed" else keys.of_documents(model, request))  # type: ignore[arg-type] # by method
+
+    def may_know(self, pool: Pool, call: Call) -> bool:
+        """Whether answers of a model may be known for a call."""
+        return bool(self._memory.max_bytes) and wish(call) is Wish.USE and keys.maker(pool.facts.card) is not None
 
     async def find(self, model: str, wanted: Sequence[bytes]) -> list[bytes | None]:
         """Return what is known under each key."""

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 from quadrate.errors import InvalidArgument
 from quadrate.server.call import PRIORITY_HEADER
+from quadrate.shown import shown
 from quadrate.standing import BY_WORD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from quadrate.standing import Priority
-
-MOST_SHOWN = 40
-"""So many characters of what is no priority are told to who sent it."""
 
 
 def asked_priority(metadata: Mapping[str, str], usual: Priority) -> Priority:
@@ -25,10 +23,6 @@ def asked_priority(metadata: Mapping[str, str], usual: Priority) -> Priority:
     priority = BY_WORD.get(word.strip().lower())
     if priority is None:
         raise InvalidArgument(
-            f"{PRIORITY_HEADER} must be {' or '.join(BY_WORD)}, not {_shown(word)}; leave it out for {usual.word}.", param=PRIORITY_HEADER
+            f"{PRIORITY_HEADER} must be {' or '.join(BY_WORD)}, not {shown(word)!r}; leave it out for {usual.word}.", param=PRIORITY_HEADER
         )
     return priority
-
-
-def _shown(word: str) -> str:
-    return repr(word if len(word) <= MOST_SHOWN else f"{word[:MOST_SHOWN]}…")

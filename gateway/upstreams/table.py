@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quadrate.errors import ModelNotFound, PermissionDenied
+from quadrate.shown import shown
 from quadrate.v1 import model_pb2
 
 if TYPE_CHECKING:
@@ -73,6 +74,5 @@ class Table:
 
 
 def _unknown(name: str, served: list[str]) -> ModelNotFound:
-    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
     known = f"Models for this call: {', '.join(served)}." if served else "No model is served for this call."
-    return ModelNotFound(f"The model '{shown}' does not exist here or is switched off. {known}", param="model")
+    return ModelNotFound(f"The model '{shown(name, _LONGEST_NAME)}' does not exist here or is switched off. {known}", param="model")

@@ -131,8 +131,8 @@ def read(options: Options) -> Mesh:
     rerank_at = _worker_ports("rerank", [route for route in written.rerank if route.model not in added], options)
     routing = localised(
         with_added(written, added, embed=_addresses(embed_at), rerank=_addresses(rerank_at)),
-        embed=_addresses(embed_at) if _flags("embed", options) else None,
-        rerank=_addresses(rerank_at) if _flags("rerank", options) else None,
+        embed=_addresses(embed_at) if _flags("embed", options) != _NOTHING_SAID else None,
+        rerank=_addresses(rerank_at) if _flags("rerank", options) != _NOTHING_SAID else None,
         tls=options.tls,
     )
     changed = {"models.yaml"} if added else set()
@@ -180,18 +180,20 @@ def edge_settings(options: Options, folder: Folder) -> EdgeSettings:
     )
 
 
-def _flags(kind: Kind, options: Options) -> tuple[int, ...]:
-    """Return what flags say of the workers of a kind: a number of them, a first port, or nothing."""
-    given = (options.embed_workers, options.embed_port) if kind == "embed" else (options.rerank_workers, options.rerank_port)
-    return tuple(flag for flag in given if flag is not None)
+_NOTHING_SAID = (None, None)
+
+
+def _flags(kind: Kind, options: Options) -> tuple[int | None, int | None]:
+    """Return what flags say of the workers of a kind: how many, and the first one's port."""
+    return (options.embed_workers, options.embed_port) if kind == "embed" else (options.rerank_workers, options.rerank_port)
 
 
 def _worker_ports(kind: Kind, routes: Sequence[Route], options: Options) -> tuple[int, ...]:
     """Return the gRPC ports of the workers of a kind: as flags say, or else as the routes do."""
     named = named_ports(routes) or (FIRST_PORT[kind],)
-    if not _flags(kind, options):
+    count, first = flags = _flags(kind, options)
+    if flags == _NOTHING_SAID:
         return named
-    count, first = (options.embed_workers, options.embed_port) if kind == "embed" else (options.rerank_workers, options.rerank_port)
     return tuple(_ports(named[0] if first is None else first, number)[0] for number in range(1 if count is None else count))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quadrate.shown import shown
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_MOST_CHARACTERS = 40
 _HAVE_VALUES = frozenset(
     (
         "literal_error",
@@ -33,7 +34,4 @@ def reason(error: ErrorDetails, *, is_secret: bool = False) -> str:
     said = error["msg"].removeprefix("Value error, ")
     if is_secret or error["type"] not in _HAVE_VALUES or not isinstance(error["input"], str | int | float | None):
         return said
-    written = repr(error["input"])
-    if len(written) > _MOST_CHARACTERS:
-        written = f"{written[:_MOST_CHARACTERS]}…"
-    return f"{said.partition(', unable')[0].partition(', got')[0]}, not {written}"
+    return f"{said.partition(', unable')[0].partition(', got')[0]}, not {shown(repr(error['input']))}"

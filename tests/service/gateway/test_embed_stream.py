@@ -54,9 +54,12 @@ class Turnstile:
     async def holds(self, door: Door, bound: int) -> None:
         """See that so many requests are at work, never more, while a few are answered."""
         for answered in range(5):
-            await door.until(lambda answered=answered: embeds(self._worker) >= bound + answered)  # type: ignore[misc] # a default binds it
+            await self._at_work(door, bound + answered)
             assert await standstill(lambda: embeds(self._worker), lambda: door.rerank.Rerank(RERANK)) == bound + answered
             self._passes.release()
+
+    async def _at_work(self, door: Door, count: int) -> None:
+        await door.until(lambda: embeds(self._worker) >= count)
 
     def open(self) -> None:
         """Let all others pass."""

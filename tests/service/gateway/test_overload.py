@@ -249,6 +249,11 @@ class SlowUpstream(HttpUpstream):
             self.inside -= 1
 
 
+async def until_received(door: Door, upstream: HttpUpstream, count: int) -> None:
+    """Wait until a server has received so many requests."""
+    await door.until(lambda: len(upstream.received) == count)
+
+
 async def test_a_server_that_takes_all_it_is_sent_gets_what_it_can_do(open_door: Any) -> None:
     """The queue of a server that speaks HTTP is kept in the gateway, where one who asks for little goes before one who floods."""
     async with SlowUpstream() as upstream:
@@ -265,7 +270,7 @@ async def test_a_server_that_takes_all_it_is_sent_gets_what_it_can_do(open_door:
             await door.until(lambda: gate.waiting + len(upstream.received) == FLOOD + 1)
             for asked in (1, 2):  # one a second: a second's worth is less than the least
                 upstream.answer(1, seconds=1.0)
-                await door.until(lambda asked=asked: len(upstream.received) == LEAST_REQUESTS + asked)  # type: ignore[misc] # binds it
+                await until_received(door, upstream, LEAST_REQUESTS + asked)
             assert ["dog"] in [body["input"] for body in upstream.received[LEAST_REQUESTS:]]
             upstream.answer(60, seconds=TARGET_SECONDS / A_SECONDS_WORTH)
             await door.until(lambda: upstream.inside > LEAST_REQUESTS)

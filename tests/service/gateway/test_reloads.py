@@ -120,13 +120,18 @@ async def test_cards_that_change_are_seen(open_door: Callable[..., Any], worker:
                 await asyncio.sleep(0.01)
 
 
+async def until_told(door: Door, said: str) -> None:
+    """Wait until readiness tells this of an upstream that serves."""
+    await door.until(lambda: line(door) == ("ok", said))
+
+
 async def test_a_reload_that_failed_is_told_while_the_model_goes_on(open_door: Callable[..., Any], worker: FakeWorker) -> None:
     """Its line stays ok, for every request is answered, and says what the worker says; nothing of it is left once that is mended."""
     async with open_door(routing(worker)) as door:
         await door.until_serving()
         for said in ("it could not be loaded again: its files are gone", ""):
             worker.cards["fake"].state_reason = said
-            await door.until(lambda said=said: line(door) == ("ok", said))  # type: ignore[misc] # mypy cannot infer a lambda's default
+            await until_told(door, said)
         assert door.gateway.readiness.report()[1]["status"] == "ok"
 
 
