@@ -54,6 +54,10 @@ class Limits:
         """How many waiting texts a plan looks at."""
         return max(WINDOW, self.texts)
 
+    def texts_of(self, tokens: int) -> int:
+        """Return how many texts of one length a run holds."""
+        return max(1, min(self.texts, self.tokens // tokens))
+
 
 @dataclass(frozen=True, slots=True)
 class Waste:

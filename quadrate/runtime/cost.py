@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from quadrate.runtime.batching import Limits
     from quadrate.runtime.encoders import Encoder
 
 _FORGET = 0.9
@@ -72,10 +73,16 @@ class CostModel:
         operations = self._shape.operations(lengths)
         return self._narrow(operations) * (self._gain(operations) if wide else 1.0)
 
-    def share(self, tokens: int) -> float:
-        """Predict what a text of `tokens` adds to runs as they usually are, in seconds of one core."""
+    def share(self, tokens: int, limits: Limits) -> float:
+        """Predict what a text of `tokens` adds to runs as they usually are, in seconds of one core.
+
+        It is no less than the text's part of a full run of its like: if that holds few of them, usual runs may have carried more.
+        """
         operations = (self._shape.per_token + self._shape.per_place * tokens) * tokens
-        return operations * self._rate if operations <= self._run else self._narrow(operations)
+        if operations > self._run:
+            return self._narrow(operations)
+        texts = limits.texts_of(tokens)
+        return max(operations * self._rate, self._narrow(texts * operations) / texts)
 
     def learn(self, lengths: Sequence[int], seconds: float, *, wide: bool = False) -> None:
         """Take in how long a run really took."""

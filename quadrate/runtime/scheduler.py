@@ -258,18 +258,18 @@ class Scheduler:
         lengths, and the short ones at the end let the runners end together.
         """
         lane, outputs, clock, flying = job.lane, job.outputs, job.tenant.clock, job.lane.flying
-        share, is_long = lane.cost.share, self._rules.is_long
+        share, limits, is_long = lane.cost.share, self._rules.limits, self._rules.is_long
         due = job.submitted + self._rules.queue_seconds
         if job.deadline is not None and job.deadline < due:
             due = job.deadline
-        free = FREE_RUNS * share(self._rules.limits.tokens) if len(readings) > 1 else math.inf
+        free = FREE_RUNS * share(limits.tokens, limits) if len(readings) > 1 else math.inf
         taken, texts = 0.0, []
         shares: dict[int, float] = {}
         lengths = [len(reading) for reading in readings]
         for place in sorted(range(len(readings)), key=lengths.__getitem__, reverse=True):
             reading, tokens = readings[place], lengths[place]
             key = (outputs, reading.second, reading.ids.tobytes())
-            seconds = shares.get(tokens) or shares.setdefault(tokens, share(tokens))
+            seconds = shares.get(tokens) or shares.setdefault(tokens, share(tokens, limits))
             first = flying.get(key) or new.get(key)
             counted = first is None or (first.job.over and not first.out)
             if counted:
@@ -510,14 +510,14 @@ class Scheduler:
 
     def _reprice(self, batch: Batch) -> None:
         """Price what waits anew, if what has just run was priced wrongly."""
-        lane, text, now = batch.lane, batch.texts[-1], self._clock()
-        ratio = text.seconds / lane.cost.share(text.tokens)
+        lane, text, now, limits = batch.lane, batch.texts[-1], self._clock(), self._rules.limits
+        ratio = text.seconds / lane.cost.share(text.tokens, limits)
         if 1 / MISPRICED_FACTOR < ratio < MISPRICED_FACTOR or now < lane.priced + PRICE_SECONDS:
             return
         lane.priced = now
         with self._lock:
             for each in self._lanes:
-                each.line.price(lane)
+                each.line.price(lane, limits)
 
     def _collect(self, batch: Batch, results: Mapping[str, Sequence[NDArray[np.float32]]]) -> list[Job]:
         """Hand each text's result to those who wait for it and return the jobs that are complete now."""

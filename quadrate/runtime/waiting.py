@@ -25,6 +25,7 @@ from quadrate.standing import Priority, Standing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from quadrate.runtime.batching import Limits
     from quadrate.runtime.jobs import Job, Lane, Text
 
     IsLate = Callable[[Text], bool]
@@ -165,14 +166,14 @@ class Line:
         if queue := self._queues.get(tenant):
             queue.seconds = max(0.0, queue.seconds + seconds)
 
-    def price(self, lane: Lane) -> None:
+    def price(self, lane: Lane, limits: Limits) -> None:
         """Let a model's waiting texts take what is known now of its runs."""
         for queue in self._queues.values():
             for text in queue:
                 job = text.job
                 if text.lane is not lane or text.out or job.over or job.doomed:
                     continue
-                before, text.seconds = text.seconds, lane.cost.share(text.tokens)
+                before, text.seconds = text.seconds, lane.cost.share(text.tokens, limits)
                 if text.counted:
                     job.waiting_seconds[self._kind] += text.seconds - before
                     queue.seconds += text.seconds - before

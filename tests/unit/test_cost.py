@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quadrate.runtime.batching import Limits
 from quadrate.runtime.cost import CostModel, Shape
 
 SHAPE = Shape(per_token=21e6, per_place=9_216)
+LIMITS = Limits(tokens=256, texts=64)
 
 
 def taught(start: float, speed: float, noise: float = 0.0, runs: int = 200) -> CostModel:
@@ -68,12 +70,12 @@ def test_a_model_that_was_only_seen_to_run_alone_is_believed_to_take_as_long() -
         model.learn([12], 0.5, wide=True)
     assert model.seconds([12]) == pytest.approx(0.5)
     assert model.seconds([12], wide=True) == pytest.approx(0.5)
-    assert model.share(12) == pytest.approx(0.5)
+    assert model.share(12, LIMITS) == pytest.approx(0.5)
     model.learn([12], 0.9)
     assert model.seconds([12]) == pytest.approx(0.9)
     model.learn([12], 0.3, wide=True)
     assert model.seconds([12], wide=True) == pytest.approx(0.3)
-    assert model.share(12) == pytest.approx(0.9)
+    assert model.share(12, LIMITS) == pytest.approx(0.9)
 
 
 def test_long_texts_are_learnt_beside_short_ones() -> None:
@@ -90,10 +92,21 @@ def test_long_texts_are_learnt_beside_short_ones() -> None:
         model.learn(lengths, seconds(lengths))
     for lengths in ([8], [40, 44, 48, 50], [4000]):
         assert model.seconds(lengths) == pytest.approx(seconds(lengths), rel=0.15)
-    assert model.share(4000) == pytest.approx(seconds([4000]), rel=0.15)
+    assert model.share(4000, LIMITS) == pytest.approx(seconds([4000]), rel=0.15)
 
 
 def test_sizes_never_seen_are_believed_to_be_as_their_nearest() -> None:
     """Sizes that were never seen are corrected as the nearest ones that were."""
     model = taught(0.0004, 100e9)
     assert model.seconds([6000]) == pytest.approx(SHAPE.operations([6000]) / 100e9, rel=0.2)
+
+
+def test_a_text_is_priced_at_no_less_than_its_part_of_a_full_run() -> None:
+    """Where runs take a second however little they carry, a text that leaves no room for another of its length takes a second."""
+    model = CostModel(SHAPE)
+    model.learn([10], 1.0)
+    for _ in range(20):
+        model.learn([32] * 8, 1.0)
+    assert model.share(32, LIMITS) == pytest.approx(1 / 8, rel=0.05)
+    assert model.share(120, LIMITS) == pytest.approx(1 / 2, rel=0.1)
+    assert model.share(200, LIMITS) == pytest.approx(1.0, rel=0.1)

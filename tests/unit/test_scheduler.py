@@ -932,8 +932,8 @@ async def test_patience_shrinks_while_a_tenant_is_refused_and_comes_back() -> No
 class OneByOne:
     """Callers of a worker whose runs take one text each. Who is refused comes again exactly when told."""
 
-    def __init__(self, made: Bench, *, predicted: float, takes: float) -> None:
-        self.made, self.takes = made, takes
+    def __init__(self, made: Bench, *, predicted: float, takes: float, tokens: int = 8) -> None:
+        self.made, self.takes, self.tokens = made, takes, tokens
         for _ in range(5):
             made.lane.cost.learn([8], predicted)
         made.session.gate = self.turnstile = Turnstile()
@@ -959,7 +959,7 @@ class OneByOne:
 
     async def ask(self, caller: int, let_in_before: int) -> tuple[float, int, int] | None:
         """Let a caller ask once; returns when it asks again, if it is refused."""
-        task = self.made.run(caller, tokens=8)
+        task = self.made.run(caller, tokens=self.tokens)
         await asyncio.sleep(0)
         if not task.done():
             self.let_in.append(task)
@@ -1003,6 +1003,18 @@ async def test_who_is_let_in_is_served_and_who_comes_back_when_told_is_let_in(ca
         assert not [drop for drop in made.notes.drops if drop[0] == "queue_timeout"]
         assert line.untrue == []
         assert sorted(await asyncio.gather(*line.let_in)) == [[caller] for caller in range(callers)]
+
+
+async def test_a_text_that_fills_a_run_counts_as_a_whole_one() -> None:
+    """A run takes 1.5 s however little it carries, and holds one text: five of six can begin in time, though earlier runs carried more."""
+    async with bench(queue_seconds=6.5, limits=Limits(tokens=8, texts=16)) as made:
+        made.lane.cost.learn([2], 1.5)
+        line = OneByOne(made, predicted=1.5, takes=1.5, tokens=5)
+        await line.come(6)
+        assert [len(refused) > 0 for refused in line.refusals] == [False] * 5 + [True]
+        assert not [drop for drop in made.notes.drops if drop[0] == "queue_timeout"]
+        assert line.untrue == []
+        assert sorted(await asyncio.gather(*line.let_in)) == [[caller] for caller in range(6)]
 
 
 async def test_who_is_dropped_after_all_is_told_as_truly_as_others() -> None:
