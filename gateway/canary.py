@@ -21,6 +21,7 @@ from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError
 from quadrate.reranking import DocumentLimits, Question, RerankReader
 from quadrate.server import Call
 from quadrate.standing import CANARY
+from quadrate.telemetry.traces import unsampled
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ class Canaries:
 
     def _call(self, deadline: float) -> Call:
         """Return a call that is neither traced nor counted."""
-        unsampled = f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-00"
-        trace = self._telemetry.traces.begin({"traceparent": unsampled})
+        trace = self._telemetry.traces.begin({"traceparent": unsampled()})
         return Call("canary", {}, f"canary-{random.getrandbits(64):016x}", deadline, trace, standing=CANARY)
 
 

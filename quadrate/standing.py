@@ -41,7 +41,7 @@ class Standing(NamedTuple):
 
 
 CANARY = Standing(tenant="quadrate.canary")
-"""How the requests stand by which a gateway finds out whether a model answers."""
+"""How the requests stand by which a gateway finds out for itself whether a model answers, and what its card says."""
 NOBODY = Standing()
 """How requests stand that say nothing of it."""
 

@@ -23,6 +23,9 @@ from quadrate.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from quadrate.server.call import standing_headers
+from quadrate.standing import CANARY
+from quadrate.telemetry.traces import unsampled
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 
 if TYPE_CHECKING:
@@ -158,7 +161,7 @@ class Peer:
 
     async def _models(self) -> list[model_pb2.Model]:
         try:
-            answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0, metadata=self._credentials)
+            answer: model_pb2.ListModelsResponse = await self._list(model_pb2.ListModelsRequest(), timeout=5.0, metadata=self._of_ours())
         except grpc.aio.AioRpcError as error:
             refusal = told_here(translate(error))
             self.told = refusal if isinstance(refusal, UpstreamFailed) else None
@@ -168,8 +171,12 @@ class Peer:
 
     async def tokenizer(self, model: str) -> bytes:
         """Return a model's tokenizer.json. Raises grpc.aio.AioRpcError."""
-        call = self._tokenizer(model_pb2.GetTokenizerRequest(model=model), timeout=30.0, metadata=self._credentials)
+        call = self._tokenizer(model_pb2.GetTokenizerRequest(model=model), timeout=30.0, metadata=self._of_ours())
         return b"".join([piece.chunk async for piece in call])
+
+    def _of_ours(self) -> Metadata:
+        """Return the headers of what no caller asked for: workers trace none of it, and log it only if it fails, as canaries."""
+        return (*self._credentials, *standing_headers(CANARY), ("traceparent", unsampled()))
 
     async def health(self, service: str) -> AsyncGenerator[int, None]:
         """Give each health status of a service as it changes, until the connection is lost. Raises grpc.aio.AioRpcError."""

@@ -273,6 +273,11 @@ class Stage:
             self.trace.send_stage(self, now, kind.__name__ if kind else None)
 
 
+def unsampled() -> str:
+    """Return the `traceparent` of what a process asks of another for itself: the beginning of a trace that nobody is to see."""
+    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-00"
+
+
 def _parse(traceparent: str, tracestate: str) -> SpanContext | None:
     """Return the caller's span, or None where there is none that is well formed (W3C Trace Context, section 3.2)."""
     found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None

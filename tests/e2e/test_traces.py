@@ -162,3 +162,11 @@ async def test_probes_are_not_traced(traced: Mesh, receiver: Receiver) -> None:
     request = last.headers["x-request-id"]
     arrived = await receiver.wait_for(lambda spans: of_request(spans, request), timeout_seconds=ARRIVAL_SECONDS)
     assert not [span for span in arrived if "/health" in str(span.attributes) or "/metrics" in str(span.attributes)]
+
+
+async def test_what_gateways_ask_for_themselves_is_not_traced(traced: Mesh, receiver: Receiver) -> None:
+    """They ask each worker for its models every second. Those spans would be most of all, and belong to no request."""
+    arrived = await receiver.wait_for(lambda spans: spans.named("load model"), timeout_seconds=ARRIVAL_SECONDS)
+    assert not arrived.where(lambda span: span.name.startswith("quadrate.v1.ModelService/"))
+    asked = [line for line in traced.process_logs().splitlines() if "quadrate.v1.ModelService/" in line]
+    assert not asked
