@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 1.0
 REFRESH_SECONDS = 1.0
-"""How often a serving model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
+"""How often a model's card is asked for. Workers read ids of a former tokenizer for longer than that."""
 _HTTP1 = "http1"
 """What gRPC says where somebody answers in HTTP/1: `Trying to connect an http1.x server`."""
 _HANDSHAKE = re.compile(r"Tls handshake failed.*?OPENSSL_internal:([A-Z0-9_]+(: [a-z ]+)?)")
@@ -135,13 +135,14 @@ class Follower:
                     self._replica.away("the worker's health does not know this model yet")
                     return served
                 else:
+                    self._replica.away("its health says that it does not serve")
                     await self._find_reason()
         self._replica.away("its connection was closed")
         return served
 
     @contextlib.asynccontextmanager
     async def _refreshed(self) -> AsyncIterator[None]:
-        """Ask for the card of the model now and then, while it serves."""
+        """Ask for the card of the model now and then."""
         task = asyncio.create_task(self._refresh())
         try:
             yield
@@ -158,6 +159,8 @@ class Follower:
                     await self._take_changes(self._replica.facts)
                 elif self._is_healthy:  # what it said a while ago could not be used
                     await self._serve()
+                else:
+                    await self._find_reason(max_age_seconds=REFRESH_SECONDS / 2)
             except grpc.aio.AioRpcError:
                 continue  # the Watch tells if it is lost
             except (TokenizerError, PeerAway) as exc:
@@ -190,11 +193,11 @@ class Follower:
             return await facts_of_card(card, partial(self._tokenizers.of, card, self._replica.peer))
         return Facts(card, await self._tokenizers.of(card, self._replica.peer), _pair(card))
 
-    async def _find_reason(self) -> None:
-        self._replica.away("its health says that it does not serve")
-        card = await self._find()
-        if card is not None and card.state_reason:
-            self._replica.reason = card.state_reason
+    async def _find_reason(self, *, max_age_seconds: float = 0.0) -> None:
+        """Ask why the model does not serve; health tells that it does not, and never that the reason is another one now."""
+        card = await self._find(max_age_seconds=max_age_seconds)
+        if card is not None and card.state_reason and not self._is_healthy:
+            self._replica.away(card.state_reason)
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

@@ -97,6 +97,18 @@ async def test_a_worker_that_still_loads_is_waited_for(open_door: Callable[..., 
         await door.embed.Embed(REQUEST)
 
 
+async def test_why_a_model_could_not_be_loaded_is_told(open_door: Callable[..., Any]) -> None:
+    """Health says NOT_SERVING before and after; what the worker says of it is asked for again, and stands in readiness and the card."""
+    card = fake_card("fake", state=model_pb2.MODEL_STATE_LOADING, state_reason="loading")
+    worker = FakeWorker(card, fake_card("fake-rerank", model_pb2.TASK_RERANK), starts_serving=False)
+    async with worker, open_door(routing(worker)) as door:
+        for reason in ("loading", "its golden vectors do not match"):
+            worker.cards["fake"].state_reason = reason
+            await door.until(lambda said=reason: said in {one["reason"] for one in door.gateway.readiness.report()[1]["upstreams"]})
+        told = await door.models.GetModel(model_pb2.GetModelRequest(model="fake"))
+        assert (told.model.state, told.model.state_reason) == (model_pb2.MODEL_STATE_UNAVAILABLE, "its golden vectors do not match")
+
+
 async def test_a_request_lost_with_a_worker_is_tried_on_another(open_door: Callable[..., Any]) -> None:
     """UNAVAILABLE from one of two: the other answers, once each, and the retry is counted."""
 
