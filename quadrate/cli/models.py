@@ -163,10 +163,15 @@ def _row(alias: str, card: ModelCard) -> dict[str, str | None]:
         "served_name": card.served_name,
         "source": _origin(card.source),
         "revision": stored.revision if stored else card.revision,
-        "path": str(stored.path) if stored else None,
+        "path": str(stored.path) if stored else _folder(card.source),
         "license": card.license,
         "description": card.description,
     }
+
+
+def _folder(source: WheelSource | HubSource | FolderSource) -> str | None:
+    """Return the folder of one's own that a model is used from, if it is there."""
+    return str(source.path) if isinstance(source, FolderSource) and source.path.is_dir() else None
 
 
 def _origin(source: WheelSource | HubSource | FolderSource) -> str:

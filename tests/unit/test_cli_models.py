@@ -83,3 +83,14 @@ def test_a_card_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = json.loads(capsys.readouterr().out)
     assert (shown["alias"], shown["source"]) == ("tiny", f"folder {tmp_path / 'model'}")
     assert shown["card"]["golden"] == str(tmp_path / "golden" / "tiny.json")
+
+
+def test_a_folder_of_ones_own_is_listed_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is used where it lies, so the list names it, and says so where it is not there."""
+    for there in (False, True):
+        folder = write_tiny_model(tmp_path / "model") if there else tmp_path / "model"
+        describe(tmp_path, folder)
+        assert models.show(tmp_path, as_json=False) == 0
+        assert ("not here yet" in capsys.readouterr().out) is not there
+        assert models.show(tmp_path, as_json=True) == 0
+        assert json.loads(capsys.readouterr().out)["models"][0]["path"] == (str(folder) if there else None)
