@@ -15,6 +15,7 @@ from quadrate.cli.local_routes import LOOPBACK, localised, named_ports, served_a
 from quadrate.cli.plan import Folder, Plan, Process
 from quadrate.config.auth import load_auth
 from quadrate.config.edge import load_edge_settings
+from quadrate.config.loose_ends import NOTHING_ENABLED
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
 from quadrate.config.worker import usable_cores
@@ -135,6 +136,8 @@ def read(options: Options) -> Mesh:
         rerank=_addresses(rerank_at) if _flags("rerank", options) != _NOTHING_SAID else None,
         tls=options.tls,
     )
+    if not routing.enabled:
+        raise ConfigError(f"{options.config / 'routing.yaml'}: {NOTHING_ENABLED}.")
     changed = {"models.yaml"} if added else set()
     if routing != written:
         changed.add("routing.yaml")

@@ -15,16 +15,19 @@ from quadrate.config import jwks
 from quadrate.config.auth import load_auth
 from quadrate.config.gateway import load_gateway_settings
 from quadrate.config.loose_ends import loose_ends
+from quadrate.config.models import FolderSource
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.config.routing import load_routing
 from quadrate.edge import command, render
 from quadrate.errors import ConfigError, StoreError
+from quadrate.runtime import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from quadrate.cli.assemble import Options
+    from quadrate.cli.assemble import Mesh, Options
     from quadrate.config.jwt import JwtIssuer
+    from quadrate.config.models import ModelCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,35 @@ def _routes(options: Options) -> Found:
 
 def _mesh(options: Options) -> Found:
     mesh = assemble.read(options)
+    _stored_models(mesh)
     routes = (*mesh.routing.embeddings, *mesh.routing.rerank)
-    enabled = [route.model for route in routes if route.enabled]
+    enabled = [route.model for route in mesh.routing.enabled]
     return Found(f"{len(enabled)} of {len(routes)} models enabled ({', '.join(enabled)}); served here: {', '.join(mesh.cards) or 'none'}")
+
+
+def _stored_models(mesh: Mesh) -> None:
+    """Hold the cards of the models that are served here against their files, as far as those are here. Raises ConfigError."""
+    if preflight.missing_packages():
+        return
+    problems = []
+    for alias, card in mesh.cards.items():
+        try:
+            _stored_model(card)
+        except ConfigError as exc:
+            problems.append(f"models.yaml: {alias}: {exc}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _stored_model(card: ModelCard) -> None:
+    from quadrate.runtime import folder, golden  # noqa: PLC0415 - needs the workers' packages
+
+    stored = store.find(card)
+    path = card.source.path if isinstance(card.source, FolderSource) else stored.path if stored is not None else None
+    if path is not None:
+        folder.read(path, card)
+    if card.golden:
+        golden.read(Path(card.golden))
 
 
 def _auth(config: Path) -> Found:

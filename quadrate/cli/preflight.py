@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 _ENGINE = ("onnx", "onnxruntime", "safetensors")
 
 
-def _missing() -> list[str]:
+def missing_packages() -> list[str]:
+    """Return what the workers need and is not installed here."""
     return [name for name in _ENGINE if importlib.util.find_spec(name) is None]
 
 
 def check_packages(*, workers: bool) -> None:
     """Raise ConfigError if a package that the processes need is not installed."""
-    missing = _missing() if workers else []
+    missing = missing_packages() if workers else []
     if missing:
         raise ConfigError(f"The workers need {', '.join(missing)}, not installed here: pip install 'quadrate[cpu,edge]'.")
 
@@ -42,7 +43,7 @@ def check_environment(precision: Precision | None, *, tls: bool = False) -> None
         for files, names in ((gateway.tls, "ROUTER_TLS"), (gateway.upstream_tls, "ROUTER_UPSTREAM"), *_of_workers(workers)):
             if files is not None:
                 files.check(names)
-    if not _missing():
+    if not missing_packages():
         from quadrate.runtime.sessions import choose  # noqa: PLC0415 - needs the workers' packages
 
         for settings in workers:

@@ -1,6 +1,7 @@
 """What is right in each file and leads nowhere in another: a key for a model that has no route, a limit for a caller who has no key.
 
-None of it is a reason to refuse the files: routes, keys and limits may be written one after the other, and by different people.
+Routes of which none is enabled lead nowhere, too. None of it is a reason to refuse the files: routes, keys and limits may be written one
+after the other, and by different people.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
     from quadrate.config.routing import RoutingFile
 
 
+NOTHING_ENABLED = "no model is enabled, so nothing can be served: add one to embeddings or rerank, or enable one that is there"
 _NO_ROUTE = "no route has this as its `model`: correct it, or add the route"
 
 
 def loose_ends(routing: RoutingFile, auth: AuthFile, limits: RateLimitsFile) -> tuple[str, ...]:
     """Return a sentence for each, without any key."""
     aliases = frozenset(route.model for route in (*routing.embeddings, *routing.rerank))
-    return (*_of_keys(auth, aliases), *_of_limits(limits, aliases), *_of_callers(limits, auth))
+    return (*_of_routes(routing), *_of_keys(auth, aliases), *_of_limits(limits, aliases), *_of_callers(limits, auth))
+
+
+def _of_routes(routing: RoutingFile) -> Iterator[str]:
+    if not routing.enabled:
+        yield f"routing.yaml: {NOTHING_ENABLED}"
 
 
 def _of_keys(auth: AuthFile, aliases: frozenset[str]) -> Iterator[str]:

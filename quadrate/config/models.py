@@ -157,6 +157,8 @@ class ModelCard(Schema):
             raise ValueError("scoring causal needs `pair`: the text around query and document")
         if self.task == "rerank" and (self.outputs or self.instruction):
             raise ValueError("outputs and instruction are for task embed; a reranker's instruction stands in `pair`")
+        if self.task == "rerank" and (self.matryoshka_dimensions or self.matryoshka_dimensions_from is not None):
+            raise ValueError("matryoshka_dimensions and matryoshka_dimensions_from are for task embed: a reranker gives no vectors")
         if any(width < 1 for width in self.matryoshka_dimensions):
             raise ValueError(f"matryoshka_dimensions must be positive, not {list(self.matryoshka_dimensions)}")
         if self.matryoshka_dimensions and self.matryoshka_dimensions_from is not None:

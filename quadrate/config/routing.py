@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-_SCHEMES = ("http", "https", "grpc", "grpcs")
+_HTTP_SCHEMES = ("http", "https")
+_GRPC_SCHEMES = ("grpc", "grpcs")
+_HOST = re.compile(r"[^\s,]+")
 _Place = tuple[str, int, str]
 _Where = tuple[str | int, ...]
 """A list of the file, a number in it, and a key there."""
-_HTTP_SCHEMES = ("http", "https")
 _QWEN3 = "qwen3"
 """Aliases that begin so and are served over HTTP take these two variables unless the file names others."""
 _QWEN3_ENABLED, _QWEN3_API_KEY = "QWEN3_ENABLED", "QWEN3_API_KEY"
@@ -73,7 +75,7 @@ class Upstream(Schema):
             raise ValueError("api_key and api_key_env are both set; keep api_key_env")
         if self.type == "grpc":
             self._check_grpc()
-        elif wrong := next((url for url in self._urls if urlsplit(url).scheme not in _HTTP_SCHEMES), None):
+        elif wrong := self._url_beside(_HTTP_SCHEMES):
             raise ValueError(f"{wrong!r} is no address for type {self.type}; write it as http://host:port, or say type: grpc")
         return self
 
@@ -83,11 +85,20 @@ class Upstream(Schema):
         return None if key is None or self.api_key_env else key.get_secret_value()
 
     def _check_grpc(self) -> None:
+        if wrong := self._url_beside(_GRPC_SCHEMES):
+            raise ValueError(
+                f"{wrong!r} is no address for type grpc; write it as grpc://host:port, or grpcs://host:port with TLS; if it is a server "
+                "with an HTTP API, say type: openai"
+            )
         if wrong := next((url for url in self._urls if urlsplit(url).path.strip("/")), None):
             raise ValueError(f"{wrong!r} has a path, which gRPC has no use for; write it as grpc://host:port, or say type: openai")
         for name in ("max_inputs", "takes_token_ids"):
             if name in self.model_fields_set:
                 raise ValueError(f"{name} is for upstreams over HTTP; leave it out for type grpc")
+
+    def _url_beside(self, schemes: tuple[str, ...]) -> str | None:
+        """Return the first URL of another scheme than these."""
+        return next((url for url in self._urls if urlsplit(url).scheme not in schemes), None)
 
     @property
     def _urls(self) -> tuple[str, ...]:
@@ -130,6 +141,13 @@ class Route(Schema):
     max_tokens: int | None = pydantic.Field(default=None, gt=0)
     """HTTP, with a tokenizer: the most tokens that the model reads of one input, special tokens included. None: as the tokenizer's files
     say."""
+
+    @pydantic.field_validator("model", "served_name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not value.isprintable() or value != value.strip():
+            raise ValueError("the name begins or ends with a blank, or holds a character that cannot be printed")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _check_upstreams(self) -> Self:
@@ -185,6 +203,13 @@ class EmbeddingRoute(Route):
             raise ValueError(f"instruction must hold {{instruction}}, where the request's own stands: {self.instruction!r}")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        widest: int = max(self.matryoshka_dimensions, default=0)
+        if self.dimensions is not None and widest > self.dimensions:
+            raise ValueError(f"matryoshka_dimensions has {widest}, and dimensions says that the vectors are {self.dimensions} wide")
+        return self
+
 
 class RerankRoute(Route):
     """A model for reranking."""
@@ -213,6 +238,11 @@ class RoutingFile(Schema):
         for found in (embeddings, rerank, [(name, place) for name, place in (*embeddings, *rerank) if place[-1] == "model"]):
             _check_unique(found)
         return self
+
+    @property
+    def enabled(self) -> tuple[Route, ...]:
+        """The routes that are switched on."""
+        return tuple(route for route in (*self.embeddings, *self.rerank) if route.enabled)
 
     def resolved(self, environment: Mapping[str, str]) -> RoutingFile:
         """Return the file with what the environment says in it: `enabled` and keys. Raises ValueError that names the place."""
@@ -289,20 +319,22 @@ def _with_key(upstream: Upstream, route: Route, environment: Mapping[str, str], 
 def _target(url: str) -> str:
     """Return `host:port` of a URL, with its path if it has one; raise ValueError with what is allowed."""
     parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
+    host = parts.hostname or ""
+    if parts.scheme not in (*_GRPC_SCHEMES, *_HTTP_SCHEMES) or not _HOST.fullmatch(host):
         raise ValueError(f"{url!r} is no address; write it as grpc://host:port or http://host:port")
     if parts.username is not None or parts.password is not None:
         raise ValueError("an address holds a user or a password; put a key into the variable that api_key_env names")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has more than host, port and path; leave out what follows the path")
     try:
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError as exc:
-        raise ValueError(f"{url!r} has a port outside 1 to 65535") from exc
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{url!r} has a port outside 1 to 65535")
     if port is None:
-        raise ValueError(f"{url!r} names no port; write it as {parts.scheme}://{parts.hostname}:7997")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{host}:{port}{parts.path.rstrip('/')}"
+        raise ValueError(f"{url!r} names no port; write it as {parts.scheme}://{host}:7997")
+    return f"{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
 
 
 def load_routing(path: Path, environment: Mapping[str, str] | None = None) -> RoutingFile:

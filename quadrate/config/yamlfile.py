@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin
 
 import pydantic
 import pydantic_core
@@ -26,6 +26,15 @@ class Schema(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     secret_in: ClassVar[frozenset[str]] = frozenset()
     """Keys of the file under which names may be secrets. Errors go to logs and to readiness: they repeat none of what stands there."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _refuse_switches(cls, value: Any) -> Any:
+        """Refuse yes or true for a number: the library would take it for 1."""
+        for name, field in cls.model_fields.items() if isinstance(value, dict) else ():
+            if isinstance(value.get(name), bool) and {int, float} & {field.annotation, *get_args(field.annotation)}:
+                raise misplaced(f"must be a number, not {str(value[name]).lower()}", name)
+        return value
 
 
 def misplaced(message: str, *place: str | int) -> ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import socket
 import sys
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from quadrate.config.yamlfile import load
 from quadrate.errors import ConfigError, StoreError
 from quadrate.runtime import store
 from quadrate.testing.issuer import Issuer
+from quadrate.testing.model_folder import write_tiny_cross_encoder, write_tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +39,7 @@ def options() -> Options:
 
 def configured(folder: Path, **texts: str) -> Path:
     """Copy the shipped configuration with some files replaced."""
-    folder.mkdir()
+    shutil.copytree(shipped("configs") / "golden", folder / "golden")
     for source in shipped("configs").glob("*.yaml"):
         (folder / source.name).write_text(texts.get(source.stem, source.read_text()))
     return folder
@@ -338,6 +340,40 @@ def test_a_check_shows_loose_ends_apart_from_what_is_good(options: Options, tmp_
     told = capsys.readouterr().out
     assert "note  all of them together: auth.yaml: alice may call nope" in told
     assert "good  auth.yaml: 1 key; " in told
+
+
+@pytest.mark.parametrize("routing", ["", "{}", 'embeddings: [{model: m, enabled: false, upstream: {type: grpc, url: "grpc://a:1"}}]'])
+def test_a_mesh_that_could_serve_nothing_is_not_begun(
+    routing: str, options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Routes of which none is enabled are told by `up` and by `config check`; a model that a flag adds is enough."""
+    options = dataclasses.replace(options, config=configured(tmp_path / "configs", routing=routing))
+    with pytest.raises(ConfigError, match=r"routing\.yaml: no model is enabled, so nothing can be served: add one"):
+        assemble.read(options)
+    assert check.run(options, as_json=False) == 1
+    assert "routing.yaml: no model is enabled" in capsys.readouterr().out
+    assert assemble.read(dataclasses.replace(options, models=(f"mine={embedder(tmp_path / 'mine')}",))).embed == ("mine",)
+
+
+def test_a_check_holds_cards_against_the_files_that_are_here(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a card says and its model cannot give is told before a start, and so are golden vectors that are not there."""
+    models = {
+        "minilm": {"served_name": "one", "task": "embed", "source": {"type": "folder", "path": str(tmp_path / "one")}, "max_tokens": 9999},
+        "minilm-rerank": {
+            "served_name": "two",
+            "task": "rerank",
+            "scoring": "cross_encoder",
+            "source": {"type": "folder", "path": str(tmp_path / "two")},
+            "golden": "golden/nowhere.json",
+        },
+    }
+    write_tiny_model(tmp_path / "one")
+    write_tiny_cross_encoder(tmp_path / "two")
+    options = dataclasses.replace(options, config=configured(tmp_path / "configs", models=yaml.safe_dump({"models": models})))
+    assert check.run(options, as_json=False) == 1
+    told = capsys.readouterr().out
+    assert f"models.yaml: minilm: {tmp_path}/one: max_tokens is 9999; the model has positions for" in told
+    assert f"models.yaml: minilm-rerank: {tmp_path}/configs/golden/nowhere.json: cannot be read" in told
 
 
 def test_a_mesh_in_the_background_is_not_stopped_by_a_key(options: Options, tmp_path: Path) -> None:

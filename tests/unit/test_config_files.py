@@ -174,6 +174,19 @@ def test_an_address_may_stand_twice_under_different_names(tmp_path: Path) -> Non
         (GRPC.replace("model: m,", "model: m, hedge_after_ms: .inf,"), "hedge_after_ms: Input should be a finite number, not inf"),
         (GRPC.replace("model: m,", "model: m, hedge_after_ms: x,"), "hedge_after_ms: Input should be a valid number, not 'x'"),
         (GRPC.replace('"grpc://a:1"', '"grpc://a:1", weight: -1'), "weight: Input should be greater than 0, not -1"),
+        (
+            GRPC.replace("grpc://a:1", "http://a:1"),
+            "write it as grpc://host:port, or grpcs://host:port with TLS; if it is a server with an",
+        ),
+        (GRPC.replace("grpc://a:1", "https://a:1"), "HTTP API, say type: openai"),
+        (GRPC.replace("grpc://a:1", "grpc://a b:1"), "'grpc://a b:1' is no address"),
+        (HTTP.replace("http://a:1", "http://a:0"), "port outside 1 to 65535"),
+        (HTTP.replace("http://a:1", "http://a:1', timeout_ms: true, model: 'm"), "upstream.timeout_ms: must be a number, not true"),
+        (
+            HTTP.replace("model: m,", "model: m, dimensions: 8, matryoshka_dimensions: [4, 16],"),
+            "has 16, and dimensions says that the vectors",
+        ),
+        (HTTP.replace("model: m,", "model: 'm ',"), "embeddings[0].model: the name begins or ends with a blank"),
         (TWICE.format("grpc://A:1"), "file.yaml:5: embeddings[0].upstreams[1].url: upstreams[0] is at 'grpc://A:1' already; keep one"),
     ],
 )
@@ -201,8 +214,10 @@ def test_a_bad_auth_file_is_refused_without_telling_a_key(text: str, expected: s
 
 
 def test_a_bad_limit_is_refused() -> None:
-    """A bucket without room would refuse everything; that is a mistake."""
+    """A bucket without room would refuse everything, and a switch is no number, though Python takes it for one."""
     assert "default.capacity" in refusal("default: {capacity: 0, refill_rate: 1}", RateLimitsFile)
+    told = refusal("default: {models: {m: {tokens_per_day: on}}}", RateLimitsFile)
+    assert told == "file.yaml:1: default.models.m.tokens_per_day: must be a number, not true"
 
 
 def test_a_word_that_yaml_takes_for_true_or_false_is_explained() -> None:

@@ -96,6 +96,7 @@ def test_the_digest_is_the_contents() -> None:
         ({"task": "rerank", "scoring": "causal"}, "scoring causal needs `pair`"),
         ({"task": "rerank", "scoring": "cosine", "activation": "sigmoid"}, "are for rerankers with scoring cross_encoder or causal"),
         ({"task": "rerank", "scoring": "cosine", "outputs": ["dense"]}, "are for task embed"),
+        ({"task": "rerank", "scoring": "cosine", "matryoshka_dimensions": [128]}, "a reranker gives no vectors"),
         ({"pair": {}}, "are for rerankers with scoring cross_encoder or causal"),
         ({"instruction": "Instruct: "}, "instruction must hold {instruction}"),
         ({"outputs": ["vectors"]}, "Input should be 'dense', 'sparse' or 'multi_vector'"),

@@ -234,6 +234,19 @@ async def test_loose_ends_are_told_and_taken(open_door: Callable[..., Any], tmp_
         ]
 
 
+async def test_routes_that_enable_nothing_are_taken_and_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """Who writes {} means it. Readiness says why nothing is served, and forgets it with the next edit."""
+    async with FakeWorker() as worker, open_door(route(worker), **FAST) as door:
+        before = (tmp_path / "routing.yaml").read_text()
+        write(tmp_path / "routing.yaml", "{}")
+        await door.until(lambda: bool(door.gateway.reload.loose_ends))
+        assert door.gateway.readiness.status == "unavailable"
+        told = "routing.yaml: no model is enabled, so nothing can be served: add one to embeddings or rerank, or enable one that is there"
+        assert (await configuration(door))["loose_ends"] == [told]
+        write(tmp_path / "routing.yaml", before)
+        await door.until(lambda: door.gateway.readiness.status == "ok" and not door.gateway.reload.loose_ends)
+
+
 async def test_of_many_mistakes_some_are_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
     """Logs and readiness are no place for a thousand lines."""
     async with FakeWorker() as worker, open_door(route(worker), **FAST) as door:
