@@ -5,9 +5,10 @@
 --       that counted by itself for a while.
 -- Returns 1 or 0, the time in microseconds, and what was taken of each limit before.
 -- The mark says which charges of the gateway's last trip took something, so that settle.lua can give back those whose answers were lost:
--- `fence:trip:time of its first charge:,place,place,`. Nothing of a trip up to the fence is carried out any more.
+-- `fence:change:trip:time of its first charge:,place,place,`. Nothing of a trip up to the fence is carried out any more; the number of the
+-- gateway's last change is settle.lua's.
 local mark, trip = KEYS[#KEYS], tonumber(ARGV[3])
-local fence, last_trip = string.match(redis.call('GET', mark) or '0:0:', '^(%d+):(%d+):')
+local fence, changed, last_trip = string.match(redis.call('GET', mark) or '0:0:0:', '^(%d+):(%d+):(%d+):')
 if trip <= tonumber(fence) then return redis.error_reply('LATE the gateway has given this charge up') end
 local count = #KEYS - 1
 local time = redis.call('TIME')
@@ -45,7 +46,7 @@ if allowed == 1 then
   if tonumber(last_trip) == trip then
     redis.call('APPEND', mark, ARGV[4] .. ',')
   else
-    redis.call('SET', mark, fence .. ':' .. ARGV[3] .. ':' .. now_text .. ':,' .. ARGV[4] .. ',', 'EX', 86400)
+    redis.call('SET', mark, table.concat({ fence, changed, ARGV[3], now_text, ',' .. ARGV[4] .. ',' }, ':'), 'EX', 86400)
   end
   for i = 1, count do
     local key, at = KEYS[i], 4 + (i - 1) * 5

@@ -5,12 +5,17 @@ for one round trip, and a busy gateway makes far fewer of them than it serves re
 
 A trip whose answer never came may have been carried out, or may be yet: Redis reads what was sent to it while it stood still. Its charges
 are given back before anything else is asked of Redis, those that took something and no others; each is so once, however often it is asked.
+
+What ended requests give back waits for Redis while it is away, and is sent again where no answer came, in the same order and under the same
+numbers: Redis makes each change once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from gateway.quotas.rules import Reply
+from gateway.quotas.rules import SECOND_US, Reply
 from gateway.quotas.script import Script
 from gateway.redis import PREFIX, RedisAway
 
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 128
 """Charges and settlements in one round trip: so many take Redis a few milliseconds, in which it does nothing else."""
 MOST_WAITING = 20_000
-"""Settlements that wait for their turn. More are let go: leases end by themselves, and what was to be given back is not."""
+"""Changes that wait for their turn, or for Redis. More are let go: leases end by themselves, and what was to be given back is not."""
 
 
 CHARGE, SETTLE = Script.read("charge.lua"), Script.read("settle.lua")
@@ -44,11 +49,14 @@ class _Order:
     """One call of a script, and who waits for what it says."""
 
     script: Script
+    rules: Sequence[Rule]
     keys: list[str]
     arguments: list[Any]
     future: asyncio.Future[Reply] | None = None
     undo: _Order | None = None
     """What gives back what a charge took whose caller has gone meanwhile, or whose answer was lost."""
+    ended: float = 0.0
+    """When the request ended whose charge this changes, by the monotonic clock."""
 
     def number(self, trip: int, place: int) -> None:
         """Say which trip a charge is on, and as what; what undoes it looks for it there."""
@@ -56,9 +64,17 @@ class _Order:
         if self.undo is not None:
             self.undo.arguments[2:4] = trip, place
 
-    def date(self, charged_us: float) -> None:
-        """Say when the charge was made that this changes: its answer came, so it need not be looked for."""
-        self.arguments[1:4] = charged_us, 0, 0
+    def date(self, charged_us: float, change: int) -> None:
+        """Say when the charge was made that this changes: its answer came, so it need not be looked for. Changes are numbered."""
+        self.arguments[1:4] = charged_us, 0, change
+        self.ended = time.monotonic()
+
+    def forget_what_is_regained(self) -> None:
+        """Leave out buckets that have had the time to fill since the request ended: what others took meanwhile is not to be given back."""
+        age_us = (time.monotonic() - self.ended) * SECOND_US
+        for place, rule in enumerate(self.rules):
+            if rule.kind == "bucket" and age_us >= rule.capacity * rule.each:
+                self.arguments[5 + 3 * place] = 0.0
 
 
 class SharedStore:
@@ -76,10 +92,10 @@ class SharedStore:
         self._task: asyncio.Task[None] | None = None
         self._mark = f"{PREFIX}gateway:{secrets.token_hex(8)}"
         """Where Redis notes which charges of the last trip took something."""
-        self._trip = 0
+        self._trip, self._changes = 0, itertools.count(1)
         self._unanswered: list[_Order] = []
         """What undoes the charges of a trip that is under way or was lost."""
-        redis.listen(self._take_back)
+        redis.listen(self._resume)
 
     async def charge(
         self, rules: Sequence[Rule], costs: Sequence[float], lease: str, lease_us: float, floors: Sequence[float] | None = None
@@ -96,35 +112,40 @@ class SharedStore:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         undo = self._settlement(rules, [-cost for cost in costs], lease)
         keys = [*(rule.key for rule in rules), self._mark]
-        self._order(_Order(CHARGE, keys, [lease, lease_us, 0, 0, *chain.from_iterable(parts)], future, undo))
+        self._order(_Order(CHARGE, rules, keys, [lease, lease_us, 0, 0, *chain.from_iterable(parts)], future, undo))
         try:
             return await future
         except asyncio.CancelledError:
             if not future.cancelled() and future.exception() is None and future.result().allowed:  # it had just been carried out
-                undo.date(future.result().now_us)
-                self._order(undo)
+                self._change(undo, future.result().now_us)
             raise
 
     def settle(self, rules: Sequence[Rule], changes: Sequence[float], lease: str, charged_us: float) -> None:
-        """Change what a charge took by so much of each rule, and end its leases, soon; nobody waits for it."""
-        if self._redis.available and len(self._waiting) < MOST_WAITING:
-            order = self._settlement(rules, changes, lease)
-            order.date(charged_us)
-            self._order(order)
+        """Change what a charge took by so much of each rule, and end its leases: soon, or when Redis is back; nobody waits for it."""
+        if len(self._waiting) < MOST_WAITING:
+            self._change(self._settlement(rules, changes, lease), charged_us)
 
     async def drain(self) -> None:
-        """Wait until everything ordered is done."""
+        """Wait until everything ordered is done, or Redis is away."""
         while self._task is not None:
             await asyncio.wait([self._task])
+
+    def _change(self, order: _Order, charged_us: float) -> None:
+        order.date(charged_us, next(self._changes))
+        self._order(order)
 
     def _order(self, order: _Order) -> None:
         self._waiting.append(order)
         self._begin()
 
-    def _take_back(self) -> None:
-        """Give back what a lost trip charged, as soon as Redis is there; until then others would wait for its leases."""
-        if self._unanswered and self._redis.available:
-            self._begin()
+    def _resume(self) -> None:
+        """Give back what a lost trip charged and what requests gave back meanwhile, as soon as Redis is there: others wait for it."""
+        if self._redis.available:
+            for order in self._waiting:
+                if order.future is None:
+                    order.forget_what_is_regained()
+            if self._waiting or self._unanswered:
+                self._begin()
 
     def _begin(self) -> None:
         if self._task is None:
@@ -132,14 +153,14 @@ class SharedStore:
 
     async def _carry_out(self) -> None:
         try:
-            while self._waiting or (self._unanswered and self._redis.available):
+            while self._redis.available and (self._waiting or self._unanswered):
                 orders = [order for order in self._waiting[:MOST_AT_ONCE] if order.future is None or not order.future.cancelled()]
                 del self._waiting[:MOST_AT_ONCE]
-                if not orders and not self._unanswered:
-                    continue
-                await self._carry(orders)
+                if orders or self._unanswered:
+                    await self._carry(orders)
         finally:
             self._task = None
+            self._turn_away()
 
     async def _carry(self, orders: Sequence[_Order]) -> None:
         reason = "its answer could not be read"
@@ -148,10 +169,14 @@ class SharedStore:
                 self._deliver(order, reply)
         except RedisAway as exc:
             reason = str(exc)
+            self._waiting[:0] = [order for order in orders if order.future is None]
         finally:  # whatever happens, nobody waits for nothing
-            for order in orders:
-                if order.future is not None and not order.future.done():
-                    order.future.set_exception(RedisAway(reason))
+            _refuse(orders, reason)
+
+    def _turn_away(self) -> None:
+        """Let those go who wait for an answer, where none is to come. What is to be changed waits on."""
+        _refuse(self._waiting, self._redis.reason)
+        self._waiting = [order for order in self._waiting if order.future is None]
 
     def _deliver(self, order: _Order, reply: Any) -> None:
         if order.future is None:
@@ -160,8 +185,7 @@ class SharedStore:
         if not order.future.cancelled():
             order.future.set_result(found)
         elif found.allowed and order.undo is not None:
-            order.undo.date(found.now_us)
-            self._waiting.append(order.undo)
+            self._change(order.undo, found.now_us)
 
     async def _run(self, orders: Sequence[_Order], client: Redis) -> list[Any]:
         """Run each order's script and return what they say, after all that an earlier trip left to be undone."""
@@ -193,7 +217,14 @@ class SharedStore:
 
     def _settlement(self, rules: Sequence[Rule], changes: Sequence[float], lease: str) -> _Order:
         parts = ((rule.kind, change, rule.each) for rule, change in zip(rules, changes, strict=True))
-        return _Order(SETTLE, [*(rule.key for rule in rules), self._mark], [lease, 0.0, 0, 0, *chain.from_iterable(parts)])
+        return _Order(SETTLE, rules, [*(rule.key for rule in rules), self._mark], [lease, 0.0, 0, 0, *chain.from_iterable(parts)])
+
+
+def _refuse(orders: Sequence[_Order], reason: str) -> None:
+    """Tell those who still wait that no answer comes."""
+    for order in orders:
+        if order.future is not None and not order.future.done():
+            order.future.set_exception(RedisAway(reason))
 
 
 async def _send(orders: Sequence[_Order], client: Redis) -> list[Any]:

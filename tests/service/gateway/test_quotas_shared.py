@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -227,6 +228,110 @@ async def test_a_lost_store_is_told_to_all_who_wait(redis: SharedRedis, redis_se
     assert (await store.charge([bucket()], [1.0], "", 0.0)).allowed
 
 
+async def test_what_requests_give_back_while_redis_stands_still_waits_for_it(
+    redis_in_a_hurry: SharedRedis, redis_server: RedisServer
+) -> None:
+    """One failed, and one was of fewer tokens than estimated: every limit is as it should be once Redis goes on, and nobody need ask."""
+    redis, rules = redis_in_a_hurry, [bucket(100.0), leases(3.0), day()]
+    store = SharedStore(redis)
+    failed, estimated = [await store.charge(rules, [20.0, 1.0, 20.0], f"lease-{number}", 60e6) for number in range(2)]
+    redis_server.pause()
+    await eventually(lambda: not redis.available, "the loss is noticed")
+    store.settle(rules, [-20.0, -1.0, -20.0], "lease-0", failed.now_us)
+    store.settle(rules, [-15.0, 0.0, -15.0], "lease-1", estimated.now_us)
+    redis_server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    await store.drain()
+    reply = await SharedStore(redis).charge(rules, [0.0, 0.0, 0.0], "", 0.0)
+    assert [reply.states[0] / 60e6, *reply.states[1:]] == [pytest.approx(5.0, abs=0.1), 0.0, 5.0]
+
+
+async def test_what_a_request_gives_back_on_a_trip_that_is_lost_is_given_back_once(
+    redis_in_a_hurry: SharedRedis, redis_server: RedisServer
+) -> None:
+    """Redis reads it when it goes on, and is sent it again by a gateway that has heard nothing."""
+    redis, rules = redis_in_a_hurry, [bucket(100.0), leases(3.0), day()]
+    store = SharedStore(redis)
+    first, _ = [await store.charge(rules, [20.0, 1.0, 20.0], f"lease-{number}", 60e6) for number in range(2)]
+    redis_server.pause()
+    store.settle(rules, [-5.0, 0.0, -5.0], "lease-0", first.now_us)
+    await eventually(lambda: not redis.available, "the loss is noticed")
+    redis_server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    await store.drain()
+    reply = await SharedStore(redis).charge(rules, [0.0, 0.0, 0.0], "", 0.0)
+    assert [reply.states[0] / 60e6, *reply.states[1:]] == [pytest.approx(35.0, abs=0.1), 1.0, 35.0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_was_given_back_and_not_answered_is_given_back_once(
+    redis: SharedRedis, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """However often the answers are lost, and whatever is asked for meanwhile."""
+    store, rules = SharedStore(redis), [bucket(100.0), leases(5.0)]
+    charged = [await store.charge(rules, [20.0, 1.0], f"lease-{number}", 60e6) for number in range(3)]
+    send, losses = shared_module._send, itertools.count()
+
+    async def lose_the_answer(*arguments: Any) -> list[Any]:
+        replies = await send(*arguments)
+        if next(losses) < times:
+            raise TimeoutError
+        return replies
+
+    monkeypatch.setattr(shared_module, "_send", lose_the_answer)
+    for number in range(2):
+        store.settle(rules, [-5.0, 0.0], f"lease-{number}", charged[number].now_us)
+    await eventually(lambda: not redis.available, "an answer is lost")
+    store.settle(rules, [-6.0, 0.0], "lease-2", charged[2].now_us)
+    await eventually(lambda: redis.available and next(losses) > times, "the store is found again, and asked")
+    await store.drain()
+    reply = await store.charge(rules, [0.0, 0.0], "", 0.0)
+    assert [reply.states[0] / 60e6, reply.states[1]] == [pytest.approx(44.0, abs=0.1), 0.0]
+
+
+async def test_a_store_that_has_forgotten_a_charge_is_given_nothing_back(redis: SharedRedis, redis_server: RedisServer) -> None:
+    """What is taken there now, others took."""
+    store, rules = SharedStore(redis), [bucket()]
+    charged = await store.charge(rules, [5.0], "", 0.0)
+    async with redis_server.client() as client:
+        await client.flushall()
+        await SharedStore(redis).charge(rules, [3.0], "", 0.0)
+        kept = await client.get("quadrate:quota:x")
+        store.settle(rules, [-5.0], "", charged.now_us)
+        await store.drain()
+        assert await client.get("quadrate:quota:x") == kept
+
+
+async def test_what_a_bucket_has_regained_meanwhile_is_not_given_back(redis: SharedRedis, redis_server: RedisServer) -> None:
+    """Whatever others took since stays taken. A day lasts longer."""
+    store, rules = SharedStore(redis), [bucket(10.0, 0.01 * SECOND_US), day()]
+    charged = await store.charge(rules, [5.0, 5.0], "", 0.0)
+    redis._delay_seconds = 0.5  # this gateway is cut off, and others are not
+    redis._lose(ConnectionError())
+    store.settle(rules, [-5.0, -5.0], "", charged.now_us)
+    ended = time.monotonic()
+    async with redis_server.client() as client:
+        await eventually(lambda: time.monotonic() > ended + 0.1, "the bucket is full again")
+        await client.set("quadrate:quota:x", of_others := str(charged.now_us + 60e6))
+        await eventually(lambda: redis.available, "the store is found again")
+        await store.drain()
+        assert await client.get("quadrate:quota:x") == of_others
+        assert (await store.charge([day()], [0.0], "", 0.0)).states == [0.0]
+
+
+async def test_no_more_waits_for_redis_than_there_is_room_for(redis: SharedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that came first stay; the rest is let go."""
+    monkeypatch.setattr(shared_module, "MOST_WAITING", 3)
+    store, rules = SharedStore(redis), [bucket(10.0)]
+    charged = await store.charge(rules, [9.0], "", 0.0)
+    redis._lose(ConnectionError())
+    for _ in range(5):
+        store.settle(rules, [-1.0], "", charged.now_us)
+    await eventually(lambda: redis.available, "the store is found again")
+    await store.drain()
+    assert (await store.charge(rules, [0.0], "", 0.0)).states[0] / 60e6 == pytest.approx(6.0, abs=0.1)
+
+
 async def test_a_charge_whose_answer_is_lost_is_given_back(redis_in_a_hurry: SharedRedis, redis_server: RedisServer) -> None:
     """Redis reads it when it goes on, long after its caller was told to do without."""
     redis, rules = redis_in_a_hurry, [bucket(10.0), leases(3.0), day()]
@@ -298,6 +403,30 @@ async def test_a_request_counted_here_while_redis_stood_still_is_counted_once(
     after = await ledger.charge(plan, [1.0], "", 0.0)
     assert after.is_shared
     assert after.reply.states[0] / 60e6 == pytest.approx(15.0, abs=0.1)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_a_request_that_fails_while_redis_is_away_costs_nothing(
+    redis_in_a_hurry: SharedRedis, redis_server: RedisServer, *, is_empty: bool
+) -> None:
+    """Whether Redis still knows the charge when it is back, or is told by the gateway what is taken."""
+    redis = redis_in_a_hurry
+    ledger, plan = Ledger(redis, lambda: 1, Metrics("router")), Plan((bucket(100.0), leases(3.0), day()), has_leases=True)
+    failed, _ = [await ledger.charge(plan, [cost, 1.0, cost], f"lease-{cost}", 60e6) for cost in (10.0, 5.0)]
+    if is_empty:
+        redis_server.kill()
+    else:
+        redis_server.pause()
+    await eventually(lambda: not redis.available, "the loss is noticed")
+    ledger.settle(failed, [-10.0, -1.0, -10.0], "lease-10.0")
+    if is_empty:
+        await redis_server.start()
+    else:
+        redis_server.resume()
+    await eventually(lambda: redis.available, "the store is found again")
+    after = await ledger.charge(plan, [1.0, 1.0, 1.0], "lease-after", 60e6)
+    assert after.is_shared
+    assert [after.reply.states[0] / 60e6, *after.reply.states[1:]] == [pytest.approx(5.0, abs=0.1), 1.0, 5.0]
 
 
 async def test_use_is_handed_over_once(redis_in_a_hurry: SharedRedis, redis_server: RedisServer) -> None:
