@@ -105,7 +105,7 @@ def admit(job: Job, texts: Sequence[Text], queue: Queue) -> None:
         return
     own, left = sum(text.seconds for text in new) / rules.runners, job.deadline - queue.now
     ready = last.start + own
-    if ready <= left:
+    if ready <= left or last.start + sum(job.lane.cost.at_best(text.tokens, rules.runners) for text in new) <= left:
         return
     if not (queue or last.start):
         raise DeadlineExceeded(f"The answer would take {ready:.3f} s, which is more than the deadline leaves. Allow more time.")

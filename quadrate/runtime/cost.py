@@ -26,6 +26,10 @@ _FORGET = 0.9
 _LEAST_SECONDS = 1e-6
 _OUTLIER = 4.0
 """A run so many times slower than predicted met something else on its cores; it counts no more than this."""
+_NEAR = 2.0
+"""Runs of up to so many times the work of the largest that was seen are predicted by it…"""
+_UNSEEN = 0.25
+"""…while larger ones may take as little as this part of it: small runs, and the first ones of a model, are slow for their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,18 @@ class CostModel:
             return self._narrow(operations)
         texts = limits.texts_of(tokens)
         return max(operations * self._rate, self._narrow(texts * operations) / texts)
+
+    def at_best(self, tokens: int, cores: int) -> float:
+        """Predict the least that a run over one text may take, in seconds, if it has so many cores.
+
+        What was never tried must not be refused by what small runs tell, or it would never be learnt.
+        """
+        operations = self._shape.operations((tokens,))
+        ratio = self._wide.get(math.frexp(operations)[1]) if cores > 1 else None
+        if ratio is None:
+            largest = self._curve[0][-1] if self._curve[0] else 0.0
+            ratio = (1.0 if operations <= _NEAR * largest else _UNSEEN) / cores
+        return self._narrow(operations) * ratio
 
     def learn(self, lengths: Sequence[int], seconds: float, *, wide: bool = False) -> None:
         """Take in how long a run really took."""

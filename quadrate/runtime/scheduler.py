@@ -390,7 +390,8 @@ class Scheduler:
         job, now = text.job, self._clock()
         if job.doomed:
             return True
-        if job.deadline is not None and now + text.seconds > job.deadline:
+        cores = 1 if self._running else self._rules.runners
+        if job.deadline is not None and now + min(text.seconds, text.lane.cost.at_best(text.tokens, cores)) > job.deadline:
             self._tell(self._expire, job)
         elif not job.begun and now - job.submitted > self._rules.queue_seconds:
             self._forget(job)

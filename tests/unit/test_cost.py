@@ -110,3 +110,19 @@ def test_a_text_is_priced_at_no_less_than_its_part_of_a_full_run() -> None:
     assert model.share(32, LIMITS) == pytest.approx(1 / 8, rel=0.05)
     assert model.share(120, LIMITS) == pytest.approx(1 / 2, rel=0.1)
     assert model.share(200, LIMITS) == pytest.approx(1.0, rel=0.1)
+
+
+def test_what_was_never_tried_may_take_a_quarter_of_what_small_runs_tell() -> None:
+    """A text much longer than all that was seen may take a quarter of its prediction; once such a text has run, what it took counts."""
+    model = CostModel(SHAPE)
+    for _ in range(4):
+        model.learn([12], 0.5, wide=True)
+    model.learn([12], 0.9)
+    unseen = model.at_best(8000, 2)
+    assert unseen == pytest.approx(model.seconds([8000]) / 4 / 2)
+    assert model.at_best(12, 1) == pytest.approx(0.9)
+    model.learn([8000], 7.0, wide=True)
+    assert model.at_best(8000, 2) == pytest.approx(7.0)
+    assert model.at_best(8000, 1) == pytest.approx(model.seconds([8000]) / 4)
+    model.learn([8000], 13.0)
+    assert model.at_best(8000, 1) == pytest.approx(13.0)

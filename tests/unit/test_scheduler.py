@@ -498,6 +498,31 @@ async def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
         await asyncio.gather(first, second)
 
 
+async def test_a_lone_text_that_all_cores_together_do_in_time_is_run() -> None:
+    """What is let in because it goes on all cores is not let go of because one of them would take too long."""
+    async with bench(runners=4) as made:
+        made.lane.cost.learn([60], 60 / SPEED)
+        made.lane.cost.learn([4000], 4000 / SPEED)
+        assert await made.run(7, tokens=4000, deadline=made.clock.now + 2.0) == [7]
+        assert made.session.runs == [([7], True)]
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+async def test_a_length_that_was_never_run_is_tried_before_it_is_refused(*, has_run: bool) -> None:
+    """What small runs tell does not refuse long texts for good: one is tried, and what it took decides from then on."""
+    async with bench() as made:
+        made.lane.cost.learn([10], 0.02)
+        if has_run:
+            made.lane.cost.learn([2000], 4.0)
+        request = made.run(7, tokens=2000, deadline=made.clock.now + 1.5)
+        if not has_run:
+            assert await request == [7]
+            return
+        with pytest.raises(DeadlineExceeded, match="more than the deadline leaves"):
+            await request
+        assert made.session.runs == []
+
+
 async def test_a_session_that_raises_fails_its_model_and_frees_every_waiter() -> None:
     """A session that raises fails its model and frees every waiter."""
     async with bench() as made:
