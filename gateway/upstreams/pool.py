@@ -96,6 +96,7 @@ class Pool:
             self.known = self._choose_reader()
             # Ids of one tokenizer mean nothing to another: those that read text differently wait until the others are gone.
             self._serving = [replica for replica in self._serving if self.known.in_text or _reads_alike(replica.facts, self.known)]
+            self._hold_to_width(self.known)
         for replica in self.replicas:
             if replica.peer.pulse.is_stuck or (replica.peer.pulse.is_suspect and self._serving and replica not in self._serving):
                 replica.let_go()
@@ -109,6 +110,13 @@ class Pool:
         chosen = next((facts for facts in found if not facts.over_http), found[0])
         may_need_text = any(replica.protocol != "grpc" for replica in self.replicas)
         return dataclasses.replace(chosen, in_text=True) if may_need_text and not chosen.in_text else chosen
+
+    def _hold_to_width(self, known: Facts) -> None:
+        """Hold servers over HTTP to the width that workers say, so that nobody stands in for them with vectors of another."""
+        if known.over_http or not known.card.dimensions:
+            return
+        for peer in [peer for replica in self.replicas for peer in replica.peers if peer.protocol == "http"]:
+            peer.hold_to(known.card.dimensions)
 
     def _judge(self) -> None:
         """Put aside what does worse than its like."""

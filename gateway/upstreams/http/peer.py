@@ -120,6 +120,12 @@ class HttpPeer:
         """What callers are told of a server that is there and answers with what is no answer, as long as it does; None if it does not."""
         return None if self._refusal is None else self._refusal.told
 
+    def hold_to(self, width: int) -> None:
+        """Take vectors of so many values from now on, as the model's workers give, and see whether the server has them."""
+        if width != self._width:
+            self._width = width
+            self._doubt.set()
+
     async def models(self, *, max_age_seconds: float = 0.0) -> list[model_pb2.Model]:  # noqa: ARG002 - as a worker's peer has it
         """Return the model's card; a server that is new, or was lost, is asked for an answer first. Raises PeerAway, TokenizerError."""
         return [(await self.facts()).card]

@@ -14,7 +14,7 @@ from gateway.upstreams.http import peer
 from quadrate.testing.http_upstream import HttpUpstream
 from quadrate.testing.ports import free_port
 from quadrate.testing.tokenizers import letter_tokenizer
-from quadrate.testing.worker import WIDTH, FakeWorker, fake_vector
+from quadrate.testing.worker import WIDTH, FakeWorker, fake_card, fake_vector
 from quadrate.tokenizer import TextTokenizer
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.service.gateway.conftest import Door, refused, routing
@@ -526,6 +526,22 @@ async def test_workers_and_a_server_may_stand_in_for_each_other(open_door: Calla
                 await door.until_serving()
                 await door.embed.Embed(request)
                 assert again.received
+
+
+async def test_a_server_of_another_width_stands_in_for_no_worker(open_door: Callable[..., Any]) -> None:
+    """Whichever of them came first: its vectors would lie among theirs. Readiness says why, and callers hear that nobody is there."""
+    wide = fake_card("fake", dimensions=2 * WIDTH)
+    async with HttpUpstream() as upstream, FakeWorker(wide, starts_serving=False) as worker:
+        upstreams = f"[{{type: grpc, url: 'grpc://{worker.target}'}}, {{type: openai, url: '{upstream.url}', priority: 1}}]"
+        async with open_door(f"embeddings: [{{model: fake, upstreams: {upstreams}}}]\n") as door:
+            await door.until(lambda: door.gateway.readiness.status == "degraded")
+            worker.serve(serving=True)
+            await door.until(lambda: f"its vectors have {WIDTH} values, and had, or are to have, {2 * WIDTH}" in reasons(door))
+            request = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(text="cat")])
+            assert len((await door.embed.Embed(request)).embeddings[0].values) == 2 * WIDTH
+            worker.serve(serving=False)
+            await door.until(lambda: door.gateway.readiness.status == "unavailable")
+            assert (await refused(door.embed.Embed(request))).status == "UNAVAILABLE"
 
 
 async def test_a_tokenizer_that_cannot_be_had_is_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
