@@ -150,10 +150,11 @@ async def test_canaries_are_charged_to_nobody_and_can_be_switched_off(open_door:
     """They count under a name of their own, and no request, token or principal of callers has part of them."""
     async with FakeWorker() as worker, open_door(routing(worker), **OFTEN) as door:
         await door.until_serving()
-        await door.until(lambda: {call.standing.tenant for call in worker.calls} == {CANARY.tenant})
+        counted = f'router_canaries_total{{model="fake",outcome="answered",upstream="{worker.target}"}}'
+        await door.until(lambda: counted in metrics(door))
+        assert {call.standing.tenant for call in worker.calls} == {CANARY.tenant}
         assert "router_requests_total{" not in metrics(door)
         assert "router_tokens_total{" not in metrics(door)
-        assert f'router_canaries_total{{model="fake",outcome="answered",upstream="{worker.target}"}}' in metrics(door)
     async with FakeWorker() as worker, open_door(routing(worker), canary_interval_seconds=0) as door:
         await door.until_serving()
         await door.embed.Embed(REQUEST)
