@@ -45,7 +45,7 @@ class Upstream(Schema):
     priority: int = pydantic.Field(default=0, ge=0)
     """Groups are tried in this order, 0 first; a later one serves only while every earlier one is gone."""
     weight: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
-    """What share each of these addresses gets beside the others of its priority: one of 2 has twice the tokens under way that one of 1 has."""
+    """What share each of these addresses gets beside others of its priority: one of 2 has twice the tokens under way that one of 1 has."""
     replicas: tuple[str, ...] = ()
     """More addresses of the same kind, in the form of `url`."""
     model: str = ""
