@@ -71,6 +71,8 @@ class ProcessState:
     pid: int | None = None
     state: str = "waiting"
     restarts: int = 0
+    reason: str = ""
+    """What it says is not as it should be."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,11 @@ class MeshState:
     state: str = "starting"
     reason: str = ""
     processes: list[ProcessState] = field(default_factory=list)
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What is not served or not as it should be, as the gateways say, who know of all models; each once."""
+        return tuple(dict.fromkeys(row.reason for row in self.processes if row.role == "gateway" and row.reason))
 
 
 class Folder:

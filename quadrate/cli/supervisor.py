@@ -24,7 +24,7 @@ from quadrate.cli.child import Child
 from quadrate.cli.plan import Folder, MeshState, Process, ProcessState
 
 POLL_STARTING_SECONDS = 0.05
-POLL_RUNNING_SECONDS = 1.0
+POLL_RUNNING_SECONDS = 2.5
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
 ATTEMPTS_AT_START = 3
@@ -157,17 +157,17 @@ class Supervisor:
         if keeper.child is not child or child is None:  # it ended while it was asked
             return
         if answer.ok:
-            self._serves(keeper, _STATES.get(answer.status, "ready"))
+            self._serves(keeper, _STATES.get(answer.status, "ready"), answer.reason)
         elif keeper.was_ready:
-            self._set(keeper, "unavailable")
+            self._set(keeper, "unavailable", answer.reason)
 
-    def _serves(self, keeper: Keeper, state: str) -> None:
+    def _serves(self, keeper: Keeper, state: str, reason: str) -> None:
         now = time.monotonic()
         keeper.degraded_since = (keeper.degraded_since or now) if state == "degraded" else None
         if keeper.degraded_since is None or now - keeper.degraded_since > DEGRADED_SECONDS:
             keeper.was_ready = keeper.ever_ready = True
             keeper.ready.set()
-        self._set(keeper, state)
+        self._set(keeper, state, reason)
 
     async def _announce(self) -> None:
         """Tell, in the order of the plan, what is ready, and at last how to call the mesh."""
@@ -184,6 +184,8 @@ class Supervisor:
         self._state.state = "ready"
         self._write()
         say(self._folder.banner.read_text())
+        for trouble in self._state.troubles:
+            say(trouble, bad=True)
         await asyncio.Event().wait()
 
     async def _bound_logs(self) -> None:
@@ -212,9 +214,9 @@ class Supervisor:
     def _keeper(self, name: str) -> Keeper:
         return next(keeper for keeper in self._keepers if keeper.process.name == name)
 
-    def _set(self, keeper: Keeper, state: str) -> None:
-        if keeper.state.state != state:
-            keeper.state.state = state
+    def _set(self, keeper: Keeper, state: str, reason: str = "") -> None:
+        if (keeper.state.state, keeper.state.reason) != (state, reason):
+            keeper.state.state, keeper.state.reason = state, reason
             self._write()
 
     def _write(self) -> None:

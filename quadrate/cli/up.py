@@ -73,6 +73,8 @@ def detach(folder: Folder) -> int:
     state = folder.read_state()
     if process.poll() is None and state is not None and state.state == "ready":
         print(folder.banner.read_text().replace(banner.WITH_TERMINAL, ""))
+        for trouble in state.troubles:
+            print(trouble, file=sys.stderr)
         return 0
     print((folder.logs / "supervisor.log").read_text(errors="replace"), file=sys.stderr, end="")
     return process.returncode or 1

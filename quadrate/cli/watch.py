@@ -103,6 +103,8 @@ def _print(state: MeshState) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"The mesh on {state.address} is {state.state}; supervisor pid {state.pid}.\n")
     console.print(table)
+    for trouble in state.troubles:
+        console.print(f"\n{trouble}", markup=False, soft_wrap=True)
 
 
 def _follow(files: dict[str, Path], width: int) -> None:

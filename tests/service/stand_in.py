@@ -16,7 +16,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Say how it is."""
-        body = json.dumps({"status": os.environ.get("STATUS", "ok")}).encode()
+        upstreams = [{"name": "tiny", "reason": os.environ["REASON"]}] if "REASON" in os.environ else []
+        body = json.dumps({"status": os.environ.get("STATUS", "ok"), "upstreams": upstreams}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

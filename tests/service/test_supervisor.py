@@ -244,9 +244,11 @@ async def test_one_folder_has_one_supervisor(running: Running) -> None:
 
 
 async def test_a_process_that_serves_in_part_is_called_degraded(running: Running) -> None:
-    """What a process says of itself is its state; the start waits a while for it to become whole and then goes on."""
-    await running.start(process("door", "gateway", STATUS="degraded"))
+    """What a process says of itself is its state; the start waits a while for it to become whole, then goes on and says what is not."""
+    await running.start(process("door", "gateway", STATUS="degraded", REASON="it does not fit"))
     await eventually(lambda: running.process("door").state == "degraded", "degraded")
     assert running.state.state == "starting"
     await running.ready()
     assert running.process("door").state == "degraded"
+    assert running.state.troubles == ("tiny: it does not fit",)
+    await eventually(lambda: "tiny: it does not fit" in running.output.read_text(), "told")
