@@ -167,6 +167,7 @@ class Peer:
             self.told = refusal if isinstance(refusal, UpstreamFailed) else None
             raise
         self.told = None
+        self.pulse.beat()  # so that an idle worker need not be asked twice a second
         return list(answer.models)
 
     async def tokenizer(self, model: str) -> bytes:

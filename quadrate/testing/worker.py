@@ -121,6 +121,8 @@ class FakeWorker:
             card.tokenizer_sha256 = card.tokenizer_sha256 or hashlib.sha256(self.tokenizer).hexdigest()
         self._host = host
         self.before = before
+        self.before_listing: Callable[[], Awaitable[object]] | None = None
+        """Awaited before each list of its models."""
         self.received: list[Any] = []
         """Requests to embed and to rerank, in order of arrival."""
         self.calls: list[Call] = []
@@ -224,6 +226,8 @@ class _Models:
         self._worker = worker
 
     async def list_models(self, _: model_pb2.ListModelsRequest, __: Call) -> model_pb2.ListModelsResponse:
+        if self._worker.before_listing is not None:
+            await self._worker.before_listing()
         return model_pb2.ListModelsResponse(models=list(self._worker.cards.values()))
 
     async def get_model(self, request: model_pb2.GetModelRequest, _: Call) -> model_pb2.GetModelResponse:

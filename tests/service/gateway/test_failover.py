@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.upstreams import names, outliers, pulse
+from gateway.upstreams.peers import Peer
 from gateway.upstreams.retries import MOST_TRIES
 from quadrate.errors import Internal, Overloaded, Unavailable
 from quadrate.testing.ports import free_port
@@ -61,6 +62,7 @@ class Stopped:
         self._check = worker.health.servicer.Check
         worker.health.servicer.Check = self.check
         worker.before = self.wait
+        worker.before_listing = self.runs.wait
 
     async def check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
         """Tell how it is, once it runs."""
@@ -413,3 +415,18 @@ async def test_each_address_of_a_name_is_a_replica(open_door: Callable[..., Any]
         assert len(first.received) == before
         await door.until(lambda: first.target not in door.telemetry.metrics.text().decode())
         assert second.target in door.telemetry.metrics.text().decode()
+
+
+async def test_cards_are_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway asks for them every second: a worker at rest need not be asked for anything else."""
+    async with FakeWorker() as worker:
+        peer, beats = Peer(worker.target), 0
+
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
+
+        monkeypatch.setattr(peer.pulse, "beat", beat)
+        await peer.models()
+        assert beats == 1
+        await peer.close()
