@@ -16,6 +16,7 @@ import grpc
 from quadrate.client.failures import Outcome, from_item
 from quadrate.errors import DeadlineExceeded
 from quadrate.server.call import PRIORITY_HEADER, TENANT_HEADER, WEIGHT_HEADER
+from quadrate.telemetry.traces import unsampled
 from quadrate.v1 import relay_pb2
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Relay:
         """
         stream = self._stream
         if stream is None or stream.over:
-            stream = self._stream = _Stream(self._method(None), self._heard)
+            # What it carries is traced, call by call; the stream itself lasts as long as this process.
+            stream = self._stream = _Stream(self._method(None, metadata=(("traceparent", unsampled()),)), self._heard)
         try:
             return await stream.embed(request, timeout, metadata)
         except grpc.aio.AioRpcError as error:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.upstreams import relay
 from gateway.upstreams.peers import Peer
@@ -16,7 +18,7 @@ from quadrate.errors import Cancelled, DeadlineExceeded, InvalidArgument, Overlo
 from quadrate.health import Health
 from quadrate.server import Call, Server
 from quadrate.server.relay import METHOD, RelayService
-from quadrate.telemetry import Telemetry
+from quadrate.telemetry import Metrics, Telemetry, Traces
 from quadrate.v1 import embed_pb2, options_pb2, relay_pb2
 
 if TYPE_CHECKING:
@@ -130,6 +132,17 @@ async def test_each_caller_gets_its_own_answer(peer: Peer, echo: OwnCalls) -> No
     assert echo.unary == 0
     assert {call.request_id for call in echo.calls} == {f"id-{name}" for name in names}
     assert {f"{call.trace.trace_id:032x}" for call in echo.calls} == {TRACEPARENT[3:35]}
+
+
+async def test_the_stream_itself_is_not_traced(echo: OwnCalls) -> None:
+    """It belongs to no request, and lasts as long as its gateway: each call that it carries has a span of its own."""
+    spans = InMemorySpanExporter()
+    telemetry = Telemetry("embed", Metrics("embed"), Traces("test", SimpleSpanProcessor(spans)))
+    async with worker(echo, telemetry) as server:
+        peer = Peer(f"127.0.0.1:{server.port}")
+        await embed(peer, "a")
+        await peer.close()
+    assert [span.name for span in spans.get_finished_spans()] == [METHOD]
 
 
 async def test_relayed_calls_count_as_calls_of_their_own(peer: Peer, telemetry: Telemetry) -> None:
