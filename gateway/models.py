@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from gateway.reading import check_ids, check_total, fit, prompt_for, tokenize, truncation_for
@@ -26,14 +27,15 @@ class Models:
         self._routes = routes
         self._list_disabled = list_disabled
         self._max_request_tokens = max_request_tokens
+        self._began = int(time.time())
 
     def cards(self, principal: Principal) -> list[model_pb2.Model]:
         """Return the cards of all models a caller may call, ordered by name."""
-        return [_card(pool) for pool in self._routes.visible(principal, with_disabled=self._list_disabled)]
+        return [self._card(pool) for pool in self._routes.visible(principal, with_disabled=self._list_disabled)]
 
     def card(self, name: str, principal: Principal) -> model_pb2.Model:
         """Return one card by alias or served name. Raises ModelNotFound, PermissionDenied."""
-        return _card(self._routes.any_task(name, principal))
+        return self._card(self._routes.any_task(name, principal))
 
     def tokenizer(self, name: str, principal: Principal) -> TextTokenizer:
         """Return a model's tokenizer. Raises ModelNotFound, PermissionDenied, Unavailable, Unimplemented."""
@@ -66,23 +68,25 @@ class Models:
         answer.usage.tokens_cut = sum(tokens.cut.values())
         return answer
 
+    def _card(self, pool: Pool) -> model_pb2.Model:
+        """Return a model's card: as its worker gave it, under the route's names, with the state it has here.
+
+        A model that no worker has loaded, or none yet, is as old as this gateway.
+        """
+        card = model_pb2.Model(task=pool.task, created=self._began)  # type: ignore[arg-type] # an enum's number
+        if pool.known is not None:
+            card.MergeFrom(pool.known.card)
+        card.name = pool.alias
+        card.served_name = pool.route.served_name or card.served_name
+        card.state, card.state_reason = _state(pool)
+        return card
+
 
 def _check_known(pool: Pool) -> None:
     if pool.facts.is_estimate and not pool.facts.card.tokenizer_sha256:
         raise Unimplemented(
             f"The tokenizer of '{pool.alias}', which a server over HTTP serves, is not known here. An operator may name it in the routes."
         )
-
-
-def _card(pool: Pool) -> model_pb2.Model:
-    """Return a model's card: as its worker gave it, under the route's names, with the state it has here."""
-    card = model_pb2.Model(task=pool.task)  # type: ignore[arg-type] # an enum's number
-    if pool.known is not None:
-        card.CopyFrom(pool.known.card)
-    card.name = pool.alias
-    card.served_name = pool.route.served_name or card.served_name
-    card.state, card.state_reason = _state(pool)
-    return card
 
 
 def _state(pool: Pool) -> tuple[model_pb2.ModelState, str]:

@@ -223,4 +223,5 @@ async def test_disabled_models_are_listed_only_if_configured(open_door: Callable
         async with open_door(with_retired(worker), allow_disabled_models=allowed) as door:
             listed = orjson.loads((await door.openai.ListModels(openai_pb2.ListModelsRequest())).data)
             assert ("retired" in [model["id"] for model in listed["data"]]) == allowed
+            assert all(model["created"] >= 1_700_000_000 for model in listed["data"])  # a model that nobody has loaded included
             assert (await refused(door.post(door.openai.CreateEmbedding, {"model": "retired", "input": "cat"}))).status == "NOT_FOUND"
