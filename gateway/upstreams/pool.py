@@ -194,7 +194,8 @@ class Pool:
         left, pause = call.remaining_seconds(), pause_seconds(number)
         if not isinstance(failure, Unavailable) or (left is not None and left <= pause):
             raise failure
-        await asyncio.sleep(pause)
+        with call.trace.stage("pause"):
+            await asyncio.sleep(pause)
         return self._pick(errand, call)
 
     def _pay(self, number: int, failure: QuadrateError) -> None:

@@ -180,7 +180,7 @@ async def test_a_worker_that_is_much_slower_is_put_aside(open_door: Callable[...
 
 
 async def test_a_request_is_tried_a_few_times_and_then_told(open_door: Callable[..., Any]) -> None:
-    """Each replica once, then again after pauses; the caller hears what the last said, and the edge that trying again is done."""
+    """Each replica once, then again after pauses, which show; the caller hears what the last said, and the edge that trying again is done."""
 
     async def fail(_: Any, __: Any) -> None:
         raise Unavailable("Not now.")
@@ -191,6 +191,7 @@ async def test_a_request_is_tried_a_few_times_and_then_told(open_door: Callable[
         assert (failure.message, failure.trailers["x-envoy-ratelimited"]) == ("Not now.", "true")
         assert len(one.received) + len(two.received) == MOST_TRIES
         assert min(len(one.received), len(two.received)) >= 1
+        assert 'router_request_stage_seconds_count{stage="pause"} 1.0' in door.telemetry.metrics.text().decode()
 
 
 async def test_tries_end_with_the_budget(open_door: Callable[..., Any]) -> None:
