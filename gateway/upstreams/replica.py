@@ -200,7 +200,7 @@ class Replica:
             self._latency.observe(time.perf_counter() - started)
 
     async def _send(self, errand: Errand, call: Call, timeout: float | None) -> Any:  # noqa: ASYNC109 - it travels on
-        with call.trace.stage("route", "client", **{"server.address": self.peer.target}) as stage:
+        with call.trace.stage("route", server=self.peer.target) as stage:
             metadata = (*stage.headers(), ("x-request-id", call.request_id), *standing_headers(call.standing))
             if self.facts is not None and errand.request.model != self.facts.card.name:  # its replicas may have other names for it
                 errand.request.model = self.facts.card.name

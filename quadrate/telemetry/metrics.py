@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -18,7 +19,7 @@ from quadrate.telemetry.histogram import Histogram, Series
 from quadrate.telemetry.instruments import INSTRUMENTS, Instrument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 CALLER = "principal"
@@ -27,6 +28,8 @@ MAX_CALLERS = 1_000
 """Callers who have series of their own. An issuer of tokens may name any number, and each would take memory here and in Prometheus."""
 OTHERS = "(others)"
 """What those after them are counted under, together."""
+_MOST_AT_HAND = 16_384
+"""Series that are found without looking: a request asks for a dozen."""
 
 
 class Metrics:
@@ -35,7 +38,7 @@ class Metrics:
     Args:
         component: Whose rows of the table it has: `router`, `embed` or `rerank`.
 
-    A lookup by name and labels is one dictionary access once a series exists, so the hot path may look up each time.
+    Asking for a series costs next to nothing once it exists, so the hot path may ask each time.
     """
 
     def __init__(self, component: str, *, instruments: Iterable[Instrument] = INSTRUMENTS) -> None:
@@ -48,27 +51,20 @@ class Metrics:
         self._children: dict[tuple[str, ...], Any] = {}
         self._place_of_caller = {row.name: row.labels.index(CALLER) for row in rows if CALLER in row.labels}
         self._callers: set[str] = set()
-
-    def counter(self, name: str, *labels: str) -> Counter:
-        """Return the series; label values stand in the order of the table. Raises KeyError for a name that is not there."""
-        child: Counter = self._child(name, labels)
-        return child
-
-    def gauge(self, name: str, *labels: str) -> Gauge:
+        self._at_hand = lru_cache(maxsize=_MOST_AT_HAND)(self._child)
+        self.counter: Callable[..., Counter] = self._at_hand
+        """Returns a series; label values stand in the order of the table. Raises KeyError for a name that is not there."""
+        self.gauge: Callable[..., Gauge] = self._at_hand
         """As `counter`."""
-        child: Gauge = self._child(name, labels)
-        return child
-
-    def histogram(self, name: str, *labels: str) -> Series:
+        self.histogram: Callable[..., Series] = self._at_hand
         """As `counter`."""
-        child: Series = self._child(name, labels)
-        return child
 
     def forget(self, name: str) -> None:
         """Drop all series of a metric that has labels: those that are asked for again begin anew."""
         self._parents[name].clear()
         for key in [key for key in self._children if key[0] == name]:
             del self._children[key]
+        self._at_hand.cache_clear()
 
     def drop(self, label: str, value: str) -> None:
         """Drop the series of all metrics that have this value of a label: what it names is gone. If it comes back they begin anew."""
@@ -76,8 +72,9 @@ class Metrics:
             for key in [key for key in self._children if key[0] == name and key[1 + place] == value]:
                 self._parents[name].remove(*key[1:])
                 del self._children[key]
+        self._at_hand.cache_clear()
 
-    def _child(self, name: str, labels: tuple[str, ...]) -> Any:
+    def _child(self, name: str, *labels: str) -> Any:
         key = (name, *labels)
         child = self._children.get(key)
         if child is None:

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from quadrate.errors import ConfigError
 from quadrate.telemetry import Metrics, Traces
@@ -155,9 +156,9 @@ def test_a_log_whose_reader_has_gone_fails_no_request() -> None:
 def test_a_sampled_request_becomes_a_tree_under_its_caller(traces: Traces, exporter: InMemorySpanExporter) -> None:
     """The server's span is the caller's child, stages are its children, an upstream call carries its stage's id."""
     trace = traces.begin({"traceparent": PARENT, "baggage": "tenant=a"})
-    with trace.stage("tokenise", texts=2):
+    with trace.stage("tokenise"):
         pass
-    with trace.stage("upstream", "client") as stage:
+    with trace.stage("upstream", server="worker:1") as stage:
         headers = dict(stage.headers())
     trace.end("quadrate.v1.EmbedService/Embed", "OK", {"x": 1})
     tokenise, upstream, server = exporter.get_finished_spans()
@@ -167,7 +168,8 @@ def test_a_sampled_request_becomes_a_tree_under_its_caller(traces: Traces, expor
     assert [span.parent.span_id for span in (tokenise, upstream) if span.parent] == [server.context.span_id] * 2
     assert headers["traceparent"] == f"00-{PARENT[3:35]}-{upstream.context.span_id:016x}-01"
     assert headers["baggage"] == "tenant=a"
-    assert tokenise.attributes == {"texts": 2}
+    assert (tokenise.kind, tokenise.attributes) == (SpanKind.INTERNAL, {})
+    assert (upstream.kind, upstream.attributes) == (SpanKind.CLIENT, {"server.address": "worker", "server.port": 1})
     assert set(trace.stages) == {"tokenise", "upstream"}
 
 
@@ -179,6 +181,9 @@ def test_an_unsampled_request_sends_nothing_and_keeps_its_times(traces: Traces, 
     trace.end("m", "OK", {})
     assert exporter.get_finished_spans() == ()
     assert "route" in trace.stages
+    trace.note("route", 3_000_000_499)
+    trace.note("route", 1_000)
+    assert trace.stages == {"route": 3.0}
     assert dict(trace.headers())["traceparent"].startswith(PARENT[:35])
     assert dict(trace.headers())["traceparent"].endswith("-00")
 
@@ -213,12 +218,15 @@ def test_baggage_that_no_header_carries_goes_no_further(traces: Traces, baggage:
 def test_a_failed_stage_and_a_fault_of_ours_are_marked(traces: Traces, exporter: InMemorySpanExporter) -> None:
     """A refusal is no error of the server's span; INTERNAL is."""
     trace = traces.begin({})
-    with pytest.raises(RuntimeError), trace.stage("route"):
+    with pytest.raises(RuntimeError), trace.stage("route", "[::1]:7997"):
         raise RuntimeError
     trace.end("m", "INVALID_ARGUMENT", {})
     traces.begin({}).end("m", "INTERNAL", {})
     route, refused, failed = exporter.get_finished_spans()
     assert [span.status.is_ok for span in (route, refused, failed)] == [False, True, False]
+    assert dict(route.attributes or {}) == {"server.address": "::1", "server.port": 7997, "error.type": "RuntimeError"}
+    codes = [(span.attributes or {}).get("rpc.response.status_code") for span in (refused, failed)]
+    assert codes == ["INVALID_ARGUMENT", "INTERNAL"]
 
 
 def test_a_batch_is_linked_to_each_sampled_request(traces: Traces, exporter: InMemorySpanExporter) -> None:
