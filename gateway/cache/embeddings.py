@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quadrate.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -22,7 +21,7 @@ def narrow(errand: Errand, places: Sequence[int]) -> Errand:
     del request.inputs[:]
     request.inputs.extend(whole.inputs[place] for place in places)
     special = errand.read_by.tokenizer.special_count
-    return replace(errand, request=request, tokens=sum(len(item.token_ids.ids) + special for item in request.inputs))
+    return errand._replace(request=request, tokens=sum(len(item.token_ids.ids) + special for item in request.inputs))
 
 
 def apart(answer: EmbedResponse) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quadrate.v1.rerank_pb2 import RerankRequest, RerankResponse
@@ -24,7 +23,7 @@ def narrow(errand: Errand, places: Sequence[int]) -> Errand:
     request.documents.extend(whole.documents[place] for place in places)
     counts = [errand.counts[place] for place in places]
     query = errand.tokens - sum(errand.counts)
-    return replace(errand, request=request, counts=counts, tokens=sum(counts) + query if counts else 0)
+    return errand._replace(request=request, counts=counts, tokens=sum(counts) + query if counts else 0)
 
 
 def apart(answer: RerankResponse) -> list[bytes]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,11 +13,10 @@ if TYPE_CHECKING:
     from quadrate.v1.rerank_pb2 import RerankRequest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
+class Errand(NamedTuple):
     """A validated request, as a worker gets it.
 
-    Args:
+    Attributes:
         method: The worker's method.
         request: Its message: token ids alone, or texts as the model is to read them, so that nothing is left for the worker to decide.
         read_by: The card and tokenizer that the ids were made by.
