@@ -57,8 +57,11 @@ class Embedding:
             tokens = await self._tokenize(work, facts, prompt)
         _check_json_size(tokens, wanted, facts.card, call)
         in_text = _goes_in_text(work, facts, wanted)
-        inputs = _texts(work, facts, prompt, tokens) if in_text else _ids(tokens)
-        request = _request(facts.card, inputs, wanted)
+        request = _request(facts.card, wanted)
+        if in_text:
+            _add_texts(request, work, facts, prompt, tokens)
+        else:
+            _add_ids(request, tokens)
         errand = Errand(method="embed", request=request, read_by=facts, tokens=tokens.total, principal=principal, in_text=in_text)
         answer: embed_pb2.EmbedResponse = await self._recall.send(pool, errand, call)
         if in_text and not facts.is_estimate:
@@ -124,13 +127,15 @@ def _goes_in_text(work: EmbedWork, facts: Facts, wanted: Wanted | None) -> bool:
     return facts.over_http or wanted is None or tuple(wanted.outputs) == (options_pb2.DENSE,)
 
 
-def _ids(tokens: Tokens) -> list[options_pb2.Input]:
-    return [options_pb2.Input(token_ids=options_pb2.TokenIds(ids=ids)) for ids in tokens.ids]
+def _add_ids(request: embed_pb2.EmbedRequest, tokens: Tokens) -> None:
+    for ids in tokens.ids:
+        request.inputs.add().token_ids.ids.extend(ids)
 
 
-def _texts(work: EmbedWork, facts: Facts, prompt: str, tokens: Tokens) -> list[options_pb2.Input]:
+def _add_texts(request: embed_pb2.EmbedRequest, work: EmbedWork, facts: Facts, prompt: str, tokens: Tokens) -> None:
     truncation = truncation_for(work.reading.truncation, facts.card.truncation)
-    return [options_pb2.Input(text=text) for text in as_texts(work.contents, prompt, tokens, facts.tokenizer, truncation=truncation)]
+    for text in as_texts(work.contents, prompt, tokens, facts.tokenizer, truncation=truncation):
+        request.inputs.add(text=text)
 
 
 def _count(answer: embed_pb2.EmbedResponse, tokens: Tokens, tokenizer: TextTokenizer) -> None:
@@ -140,9 +145,9 @@ def _count(answer: embed_pb2.EmbedResponse, tokens: Tokens, tokenizer: TextToken
     answer.usage.tokens = tokens.total
 
 
-def _request(card: Model, inputs: list[options_pb2.Input], wanted: Wanted | None) -> embed_pb2.EmbedRequest:
-    """Return the request to a worker, prompt included, so that nothing is left for it to decide."""
-    request = embed_pb2.EmbedRequest(model=card.name, inputs=inputs, prompt="", truncation=options_pb2.NONE)
+def _request(card: Model, wanted: Wanted | None) -> embed_pb2.EmbedRequest:
+    """Return the request to a worker, without inputs; theirs have the prompt, so that nothing is left for it to decide."""
+    request = embed_pb2.EmbedRequest(model=card.name, prompt="", truncation=options_pb2.NONE)
     if wanted is None:
         return request
     if not wanted.is_plain:

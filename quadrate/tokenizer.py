@@ -88,7 +88,7 @@ class TextTokenizer:
         """
         return [ids for group in _groups(texts) for ids in self._encode_group(group)]
 
-    def _encode_group(self, texts: list[str]) -> list[list[int]]:
+    def _encode_group(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     async def encode_async(self, texts: Sequence[str]) -> list[list[int]]:
@@ -98,7 +98,7 @@ class TextTokenizer:
         """
         size = sum(map(len, texts))
         if size <= IN_PLACE_CHARACTERS:
-            return self.encode(texts)
+            return self._encode_group(texts)
         return await self._turns.run(self.encode, texts, cost=size)
 
     def trim(self, text: str, truncation: Truncation, *, param: str, prompt: str = "") -> str:

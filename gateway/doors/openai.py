@@ -165,7 +165,7 @@ def _floats(values: Any) -> Any:
 
 
 def _base64(values: Any) -> str:
-    return base64.b64encode(np.array(values, dtype="<f4").tobytes()).decode("ascii")
+    return base64.b64encode(_floats(values)).decode("ascii")
 
 
 def _whole(_: int) -> str:

@@ -109,11 +109,10 @@ def standing_headers(standing: Standing) -> tuple[tuple[str, str], ...]:
 
 def standing_of(metadata: Mapping[str, str]) -> Standing:
     """Return what a gateway's headers say. What cannot be read counts as not said."""
-    tenant = metadata.get(TENANT_HEADER, "")[:MAX_TENANT_CHARACTERS]
-    priority, weight = metadata.get(PRIORITY_HEADER), metadata.get(WEIGHT_HEADER)
+    tenant, priority, weight = metadata.get(TENANT_HEADER, ""), metadata.get(PRIORITY_HEADER), metadata.get(WEIGHT_HEADER)
     if priority is None and weight is None:
-        return Standing(tenant)
-    return Standing(tenant, BY_WORD.get(priority or "", Priority.INTERACTIVE), _number(weight or "1"))
+        return Standing(tenant[:MAX_TENANT_CHARACTERS]) if tenant else NOBODY
+    return Standing(tenant[:MAX_TENANT_CHARACTERS], BY_WORD.get(priority or "", Priority.INTERACTIVE), _number(weight or "1"))
 
 
 def _number(text: str) -> float:
