@@ -180,7 +180,7 @@ def check_total(total: int, limit: int, *, names: str) -> None:
     """Refuse a request of too many tokens in all. Raises InvalidArgument."""
     if total > limit:
         raise InvalidArgument(
-            f"{names} have {total} tokens in all; at most {limit} are allowed in one request. Send several requests.",
+            f"There are {total} tokens in {names}; at most {limit} are allowed in one request. Send several requests, or shorter texts.",
             param=names,
             code="too_many_tokens",
         )

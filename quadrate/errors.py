@@ -42,7 +42,7 @@ class QuadrateError(Exception):
         message: A sentence that names the value, the limit and the way out. It holds no text of a user and no secret.
         param: The field at fault in the request's own terms, for example `input` or `inputs[2].text`.
         retry_after_seconds: How long to wait before the same request has a chance. None where waiting does not help.
-        code: An OpenAI code that is more exact than the class's own.
+        code: An OpenAI code that is more exact than the class's own: one of EXACT_CODES.
     """
 
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
@@ -256,6 +256,23 @@ ERRORS: tuple[type[QuadrateError], ...] = (
     Internal,
 )
 """All that can be told to a caller, in the order of the drawing above."""
+
+EXACT_CODES: dict[str, tuple[type[QuadrateError], str]] = {
+    "invalid_json": (InvalidArgument, "The body is no JSON object."),
+    "duplicate_key": (InvalidArgument, "A key stands twice in one JSON object."),
+    "missing_required_parameter": (InvalidArgument, "A field that is required is not there."),
+    "invalid_type": (InvalidArgument, "A field has another JSON type than it may have."),
+    "too_many_tokens": (InvalidArgument, "All inputs together have more tokens than one request may: `ROUTER_SAFE_REQUEST_TOKEN_LIMIT`."),
+    "request_exceeds_limit": (InvalidArgument, "The request is larger than one of the caller's limits ever allows."),
+    "answer_too_large": (InvalidArgument, "The answer would be larger than one message carries."),
+    "too_large": (InvalidArgument, "gRPC itself refused a message over its size limit; `quadrate.client` calls it so."),
+    "missing_api_key": (Unauthenticated, "No key came where one is needed."),
+    "invalid_token": (Unauthenticated, "A JSON Web Token is not accepted; the message says what is wrong with it."),
+    "token_expired": (Unauthenticated, "A JSON Web Token's time is over."),
+    "api_key_expired": (PermissionDenied, "The key's time is over."),
+    "api_key_not_yet_valid": (PermissionDenied, "The key's time has not come."),
+}
+"""Codes that are more exact than their class's own, with it and when they are used. A reason is its code in capitals."""
 
 BY_REASON: dict[str, type[QuadrateError]] = {error.reason: error for error in ERRORS}
 BY_STATUS: dict[grpc.StatusCode, type[QuadrateError]] = {error.status: error for error in reversed(ERRORS)}

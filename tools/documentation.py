@@ -20,7 +20,7 @@ from quadrate.config.edge import EdgeSettings
 from quadrate.config.gateway import GatewaySettings
 from quadrate.config.models import ModelCard, ModelsFile, WheelSource
 from quadrate.config.worker import EmbedSettings, RerankSettings, WorkerSettings
-from quadrate.errors import ERRORS
+from quadrate.errors import ERRORS, EXACT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,6 +51,11 @@ def errors() -> str:
     return _table("class|gRPC status|HTTP|`type`|`code`|`reason`|retry?|when", rows)
 
 
+def codes() -> str:
+    """Every code that is more exact than its error's own."""
+    return _table("`code`|class|when", (f"`{code}`|`{error.__name__}`|{when}" for code, (error, when) in EXACT_CODES.items()))
+
+
 def gateway() -> str:
     """The gateway's variables."""
     return _settings(GatewaySettings)
@@ -74,7 +79,14 @@ def catalogue() -> str:
     return _table("alias|model|licence|how it is served|test", (_model(alias, card) for alias, card in cards.items()))
 
 
-PARTS: dict[str, Callable[[], str]] = {"errors": errors, "gateway": gateway, "edge": edge, "worker": worker, "catalogue": catalogue}
+PARTS: dict[str, Callable[[], str]] = {
+    "errors": errors,
+    "codes": codes,
+    "gateway": gateway,
+    "edge": edge,
+    "worker": worker,
+    "catalogue": catalogue,
+}
 
 
 def variables(settings: type[BaseSettings], name: str) -> list[str]:

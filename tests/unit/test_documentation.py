@@ -13,6 +13,7 @@ from quadrate.config import auth, jwt, models, rate_limits, routing
 from quadrate.config.edge import EdgeSettings
 from quadrate.config.gateway import GatewaySettings
 from quadrate.config.worker import EmbedSettings, RerankSettings
+from quadrate.errors import ERRORS, EXACT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +95,16 @@ def test_every_key_of_the_files_is_documented(heading: str, schemas: list[type[S
     first_cells = {name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row.split("|")[1])}
     assert keys - told == set()
     assert first_cells - keys - {"wheel", "hub", "folder"} == set()
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    """What is more exact than its class's own code stands in the one table of those; what the edge says by itself, on the page."""
+    used = {code for source in _sources() for code in re.findall(r'\b(?:code|INVALID_TOKEN) ?= ?"([a-z_]+)"', source)}
+    assert used - {error.code for error in ERRORS} == set(EXACT_CODES)
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    edge = set(re.findall(r"code: ([a-z_]+)}", (ROOT / "envoy" / "envoy.yaml").read_text(encoding="utf-8")))
+    assert "headers_too_large" in edge
+    assert sorted(code for code in edge if f"`{code}`" not in page) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
