@@ -105,10 +105,11 @@ class Mesh:
         options = self.options
         found = {options.port: ("the edge", "--port"), options.admin_port: ("Envoy's admin interface", "--admin-port")}
         for role, flag, first in self._rows():
-            for port in (first, first + 1):
+            for port, wanted_by in ((first, role), (first + 1, f"{role} at {first} for metrics and health")):
                 if port in found:
-                    raise ConfigError(f"port {port} is wanted by {role} and by {found[port][0]}; move one with {flag}.")
-                found[port] = (role, flag)
+                    or_route = " or in routing.yaml" if role.endswith("_worker") else ""
+                    raise ConfigError(f"port {port} is wanted by {wanted_by} and by {found[port][0]}; move one with {flag}{or_route}.")
+                found[port] = (wanted_by, flag)
         return found
 
     def _rows(self) -> Iterator[tuple[str, str, int]]:

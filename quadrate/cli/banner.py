@@ -16,6 +16,7 @@ from quadrate.cli.assemble import edge_settings
 if TYPE_CHECKING:
     from quadrate.cli.assemble import Mesh
     from quadrate.cli.plan import Folder, Plan
+    from quadrate.config.edge import EdgeSettings
 
 _TEXT = "Stars are born in cold clouds of gas."
 _QUESTION = "Where are stars born?"
@@ -29,12 +30,15 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
     console = Console(file=io.StringIO(), force_terminal=sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120, highlight=False)
     settings = edge_settings(mesh.options, folder)
     scheme = "https" if settings.tls else "http"
-    authorities = folder.certificates / "ca.pem" if mesh.options.tls else None
+    authorities = _authorities(mesh, settings, folder)
     console.print(f"\n[bold]Quadrate answers on {scheme}://{plan.address}[/]\n")
     console.print(_table(plan))
     for title, call in _calls(mesh, f"{scheme}://{plan.address}", authorities):
         console.print(f"\n[bold]{title}[/]")
         console.print(call, markup=False, soft_wrap=True)
+    if settings.tls is not None and authorities is None:
+        flags = "--cacert FILE (curl), -cacert FILE (grpcurl), --ca FILE (quadrate)"
+        console.print(f"\nWhere {settings.tls.pair.certificate} is of an authority that is not trusted here: {flags}.", soft_wrap=True)
     flag = _port_flag(mesh)
     console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: {WITH_TERMINAL}{_program()} down{flag}.", soft_wrap=True)
     if mesh.options.host not in {"127.0.0.1", "localhost", "::1"} and not mesh.needs_key:
@@ -53,6 +57,14 @@ def command_name() -> str:
     if shutil.which("quadrate") is not None:
         return "quadrate"
     return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+
+
+def _authorities(mesh: Mesh, settings: EdgeSettings, folder: Folder) -> Path | None:
+    """Return the file by which callers trust the edge: what `quadrate certs` lays beside a certificate. None: there is none, or no TLS."""
+    if mesh.options.tls:
+        return folder.certificates / "ca.pem"
+    beside = settings.tls.pair.certificate.absolute().with_name("ca.pem") if settings.tls is not None else None
+    return beside if beside is not None and beside.is_file() else None
 
 
 def _table(plan: Plan) -> Table:

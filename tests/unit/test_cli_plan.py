@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from quadrate.cli import assemble, catalogue, check, local_routes, logfile, preflight, usage, watch
+from quadrate.cli import assemble, catalogue, certs, check, local_routes, logfile, preflight, usage, watch
 from quadrate.cli.assemble import Options
 from quadrate.cli.banner import WITH_TERMINAL, command_name
 from quadrate.cli.banner import text as banner_text
@@ -255,6 +255,15 @@ def test_ports_that_meet_are_refused(options: Options) -> None:
         assemble.read(dataclasses.replace(options, port=8000)).ports()
 
 
+def test_workers_at_neighbouring_ports_are_refused(options: Options, tmp_path: Path) -> None:
+    """The second one's port is the first one's for metrics and health, which nobody wrote: both are told, and where they can be moved."""
+    upstreams = "upstreams: [{type: grpc, url: 'grpc://127.0.0.1:7997'}, {type: grpc, url: 'grpc://127.0.0.1:7998', priority: 1}]"
+    config = configured(tmp_path / "configs", routing=f"embeddings: [{{model: minilm, {upstreams}}}]")
+    said = "port 7998 is wanted by embed_worker and by embed_worker at 7997 for metrics and health; move one with --embed-port or in"
+    with pytest.raises(ConfigError, match=said):
+        assemble.read(dataclasses.replace(options, config=config)).ports()
+
+
 def test_a_taken_port_is_named_with_its_owner_and_its_flag() -> None:
     """The message holds the port, what it is for, this very process, and the flag."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -300,6 +309,21 @@ def test_the_banner_shows_four_calls_that_fit(options: Options, tmp_path: Path) 
         ):
             assert part in text
         assert text.count("QUADRATE_API_KEY") == wanted
+
+
+def test_the_banner_says_whom_to_trust(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the certificate was given by hand, too: the authority that lies beside it, or else how to name one."""
+    certs.make(tmp_path / "tls", [], days=1)
+    monkeypatch.setenv("EDGE_TLS_CERT_PATH", str(tmp_path / "tls/edge.pem"))
+    monkeypatch.setenv("EDGE_TLS_KEY_PATH", str(tmp_path / "tls/edge-key.pem"))
+    mesh, folder = assemble.read(options), Folder(tmp_path / "state")
+    text = banner_text(mesh, assemble.plan(mesh, folder), folder)
+    assert f"curl --cacert {tmp_path}/tls/ca.pem https://" in text
+    assert f"grpcurl -cacert {tmp_path}/tls/ca.pem" in text
+    (tmp_path / "tls/ca.pem").unlink()
+    text = banner_text(mesh, assemble.plan(mesh, folder), folder)
+    assert "curl https://" in text
+    assert f"Where {tmp_path}/tls/edge.pem is of an authority that is not trusted here: --cacert FILE (curl)" in text
 
 
 def test_the_banner_warns_of_an_open_door(options: Options, tmp_path: Path) -> None:
