@@ -41,7 +41,8 @@ class Recall:
             found = await self._cache.find(pool.alias, keys)
         missing = [place for place, value in enumerate(found) if value is None]
         if len(missing) < len(keys):
-            call.headers.append((HEADER, "partial" if missing else "hit"))
+            call.log["cache"] = told = "partial" if missing else "hit"
+            call.headers.append((HEADER, told))
         return await self._complete(pool, errand, call, keys, found, missing)
 
     async def _complete(

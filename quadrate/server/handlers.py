@@ -155,7 +155,7 @@ class Handlers:
         outcome = "OK" if error is None else error.status.name
         seconds = (time.time_ns() - call.trace.started_ns) / 1e9
         self._count(call, outcome, seconds, received_bytes, sent_bytes, error)
-        call.trace.end(call.method, outcome, _attributes(call))
+        call.trace.end(call.method, outcome, _attributes(call, error))
         if error is not None or call.standing.tenant != CANARY.tenant:
             log.write(INFO, "request", _line(call, outcome, seconds, received_bytes, sent_bytes, error), call.ids)
         self._leave()
@@ -314,22 +314,20 @@ def _line(call: Call, outcome: str, seconds: float, received: int, sent: int, er
     return line
 
 
-_OPERATIONS = {"Embed": "embeddings", "EmbedStream": "embeddings", "CreateEmbedding": "embeddings"}
+_OPERATIONS = {"Embed": "embeddings", "CreateEmbedding": "embeddings", "Rerank": "rerank"}
+"""What methods do, by how their names begin."""
+_NAMED_BY_CONVENTION = {"model": "gen_ai.request.model", "tokens": "gen_ai.usage.input_tokens"}
 
 
-def _attributes(call: Call) -> dict[str, Any]:
-    """Return what the server's span says, in the terms of OpenTelemetry's conventions for generative AI."""
+def _attributes(call: Call, error: QuadrateError | None) -> dict[str, Any]:
+    """Return what the server's span says: what the log line does, in OpenTelemetry's terms for generative AI where it has some."""
     if not call.trace.sampled:
         return {}
     rpc = call.method.rpartition("/")[2]
-    operation = _OPERATIONS.get(rpc, "rerank" if rpc.startswith("Rerank") else "")
-    found = {
-        "gen_ai.operation.name": operation,
-        "gen_ai.request.model": call.log.get("model"),
-        "gen_ai.usage.input_tokens": call.log.get("tokens"),
-        "quadrate.request_id": call.request_id,
-        "quadrate.principal": call.log.get("principal"),
-    }
+    found = {_NAMED_BY_CONVENTION.get(name, f"quadrate.{name}"): value for name, value in call.log.items()}
+    found["gen_ai.operation.name"] = next((word for start, word in _OPERATIONS.items() if rpc.startswith(start)), "")
+    found["quadrate.request_id"] = call.request_id
+    found["quadrate.reason"] = "" if error is None else error.reason
     return {name: value for name, value in found.items() if value not in (None, "")}
 
 

@@ -25,6 +25,7 @@ ARRIVAL_SECONDS = 30
 GATEWAY_STAGES = {"auth", "parse", "validate", "tokenise", "quota", "route", "respond"}
 WORKER_STAGES = {"tokenise", "queue", "inference", "respond"}
 CALLERS = 8
+WORD = "a-word-of-a-caller"
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -76,6 +77,14 @@ def one(spans: Spans, name: str, service: str) -> Span:
             "rerank-worker",
             id="rerank",
         ),
+        pytest.param(
+            "/v2/embed",
+            {"model": "minilm", "texts": ["hello there"], "input_type": "search_query", "embedding_types": ["float"]},
+            "quadrate.cohere.v1.CohereService/EmbedV2",
+            "quadrate.v1.EmbedService/Embed",
+            "embed-worker",
+            id="Cohere's embed",
+        ),
     ],
 )
 async def test_a_request_is_one_trace_from_its_caller_to_the_batch(
@@ -101,6 +110,7 @@ async def test_a_request_is_one_trace_from_its_caller_to_the_batch(
     assert (gateway.kind, served.kind, gateway.status, served.status) == (2, 2, 0, 0)
     check_batches(arrived, [served])
     assert gateway.attributes["gen_ai.request.model"] == body["model"]
+    assert gateway.attributes["gen_ai.operation.name"] == ("rerank" if "rerank" in path else "embeddings")
     assert not any("hello" in str(span.attributes) for span in spans)
 
 
@@ -142,15 +152,34 @@ def of_request(spans: Spans, request: str) -> Spans:
 async def test_a_request_without_a_trace_begins_one(traced: Mesh, receiver: Receiver) -> None:
     """Without a traceparent the edge begins the trace; a refused request is told as such and is no error of the server."""
     async with httpx.AsyncClient(base_url=traced.url, timeout=30) as client:
-        answer = await client.post("/quadrate/v1/embed", json={"model": "nope", "inputs": [{"text": "hello"}]})
+        answer = await client.post("/quadrate/v1/embed", json={"model": WORD, "inputs": [{"text": "hello"}]})
+    assert WORD in answer.text
     request = answer.headers["x-request-id"]
     rpc = "quadrate.v1.EmbedService/Embed"
     arrived = await receiver.wait_for(lambda spans: of_request(spans, request).named(rpc), timeout_seconds=ARRIVAL_SECONDS)
     spans = of_request(arrived, request)
     assert one(spans, "edge", "edge").parent_id == ""
     gateway = one(spans, rpc, "gateway")
-    assert gateway.attributes["rpc.status_code"] == "NOT_FOUND"
+    assert gateway.attributes["rpc.response.status_code"] == "NOT_FOUND"
+    assert gateway.attributes["quadrate.reason"] == "MODEL_NOT_FOUND"
     assert gateway.status == 0
+    assert not any(WORD in str(span) for span in spans if span.service != "quadrate-edge")
+
+
+async def test_a_known_answer_says_so(traced: Mesh, receiver: Receiver) -> None:
+    """What was asked before shows no way to a worker, but why there is none."""
+    body = {"model": "minilm", "input": "asked twice"}
+    async with httpx.AsyncClient(base_url=traced.url, timeout=30) as client:
+        requests = [(await client.post("/v1/embeddings", json=body)).headers["x-request-id"] for _ in range(2)]
+    rpc = "quadrate.openai.v1.OpenAiService/CreateEmbedding"
+    arrived = await receiver.wait_for(
+        lambda spans: all(of_request(spans, request).named(rpc) for request in requests), timeout_seconds=ARRIVAL_SECONDS
+    )
+    computed, known = (one(of_request(arrived, request), rpc, "gateway").attributes for request in requests)
+    assert (computed.get("quadrate.cache"), known.get("quadrate.cache")) == (None, "hit")
+    assert ("quadrate.upstream" in computed, "quadrate.upstream" in known) == (True, False)
+    assert (computed["quadrate.inputs"], computed["quadrate.principal"]) == (1, "anonymous")
+    assert not of_request(arrived, requests[1]).named("route")
 
 
 async def test_probes_are_not_traced(traced: Mesh, receiver: Receiver) -> None:
