@@ -21,10 +21,11 @@ from quadrate.server.call import Call, request_id, standing_of
 from quadrate.standing import CANARY
 from quadrate.telemetry import Telemetry, log
 from quadrate.telemetry.logs import INFO, current
+from quadrate.telemetry.traces import whole_microseconds
 from quadrate.turns import on_behalf
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -153,7 +154,7 @@ class Handlers:
         if call.place is not None:
             call.place.close(failed=exc is not None)
         outcome = "OK" if error is None else error.status.name
-        seconds = (time.time_ns() - call.trace.started_ns) / 1e9
+        seconds = whole_microseconds(time.time_ns() - call.trace.started_ns)
         self._count(call, outcome, seconds, received_bytes, sent_bytes, error)
         call.trace.end(call.method, outcome, _attributes(call, error))
         if error is not None or call.standing.tenant != CANARY.tenant:
@@ -162,7 +163,10 @@ class Handlers:
         return error
 
     def _begin(self, name: str, context: Any) -> Call:
-        metadata = {key: value for key, value in context.invocation_metadata() if type(value) is str}
+        headers = context.invocation_metadata()
+        metadata = {key: value for key, value in headers if type(value) is str}
+        if len(metadata) < len(headers):
+            metadata = _joined(headers)
         return self.begin(name, metadata, context.time_remaining())
 
     async def _fail(self, call: Call, exc: BaseException, context: Any, received: int, *, sent: int = 0) -> None:
@@ -241,6 +245,15 @@ async def read_one(context: Any) -> tuple[Any, int]:
     return None, 0
 
 
+def _joined(headers: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    """Return headers of which some came more than once: each has all of its values, between commas (RFC 9110, 5.3)."""
+    found: dict[str, str] = {}
+    for key, value in headers:
+        if type(value) is str:
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found
+
+
 def _leave_headers(call: Call, context: Any) -> None:
     """Leave the answer's headers to be sent with it, at its end.
 
@@ -303,10 +316,10 @@ def _line(call: Call, outcome: str, seconds: float, received: int, sent: int, er
         "surface": call.surface,
         "status": outcome,
         **call.log,
-        "seconds": round(seconds, 6),
+        "seconds": seconds,
         "received_bytes": received,
         "sent_bytes": sent,
-        "stages": {name: round(length, 6) for name, length in call.trace.stages.items()},
+        "stages": call.trace.stages,
     }
     if error is not None:
         line["reason"] = error.reason

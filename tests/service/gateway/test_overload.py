@@ -87,6 +87,15 @@ async def test_an_unknown_priority_is_refused(door: Door, worker: FakeWorker, wi
     assert not worker.calls
 
 
+@pytest.mark.parametrize("words", [("urgent", "bulk"), ("bulk", "interactive"), ("bulk", "bulk")])
+async def test_two_priorities_are_none(door: Door, worker: FakeWorker, words: tuple[str, str]) -> None:
+    """Whichever comes last: nobody can tell which was meant."""
+    failure = await refused(door.embed.Embed(texts("cat"), metadata=tuple(("x-quadrate-priority", word) for word in words)))
+    assert (failure.status, failure.param) == ("INVALID_ARGUMENT", "x-quadrate-priority")
+    assert f"not '{','.join(words)}'" in failure.message
+    assert not worker.calls
+
+
 async def test_a_long_word_that_is_no_priority_is_told_in_part(door: Door) -> None:
     """A refusal is no longer for it than a line."""
     failure = await refused(door.embed.Embed(texts("cat"), metadata=(("x-quadrate-priority", "urgent!" * 500),)))
