@@ -161,7 +161,7 @@ def form_model(card: Model) -> dict[str, Any]:
 
 
 def _floats(values: Any) -> Any:
-    return np.array(values, dtype="<f4")
+    return np.asarray(values, "<f4")
 
 
 def _base64(values: Any) -> str:
