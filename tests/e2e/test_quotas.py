@@ -36,7 +36,7 @@ def mesh(start_mesh: StartMesh, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.copytree(shipped("configs"), folder)
     for name, content in (("auth", KEYS), ("rate_limits", LIMITS)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    with start_mesh("--config", str(folder)) as found:
+    with start_mesh("--config", str(folder), environment={"EDGE_CORS_ORIGINS": "https://example.org"}) as found:
         yield found
 
 
@@ -115,8 +115,9 @@ def test_a_browser_may_read_them(mesh: Mesh) -> None:
     """The edge lists them for scripts of other origins."""
     headers = {"authorization": "Bearer key-of-watched", "origin": "https://example.org"}
     answer = httpx.post(f"{mesh.url}/v1/embeddings", json={"model": "minilm", "input": "a text"}, headers=headers, timeout=30)
-    exposed = answer.headers.get("access-control-expose-headers", "")
-    assert not exposed or "x-ratelimit-remaining-requests" in exposed
+    exposed = set(answer.headers["access-control-expose-headers"].split(","))
+    assert {name for name in answer.headers if name.startswith("x-ratelimit-")} <= exposed
+    assert {"x-ratelimit-remaining-requests", "retry-after", "retry-after-ms"} <= exposed
 
 
 def test_operators_see_who_used_what(mesh: Mesh) -> None:

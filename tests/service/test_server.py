@@ -375,6 +375,17 @@ async def test_calls_in_flight_finish_while_the_server_drains(server: Server, st
     await stopping
 
 
+async def test_no_call_holds_up_the_end_for_longer_than_it_may(server: Server, stub: Any, echo: Echo) -> None:
+    """What is not answered within `drain_seconds` is cut off."""
+    server._drain_seconds = 0.2
+    call = asyncio.ensure_future(stub.Embed(embed_pb2.EmbedRequest(model="slow")))
+    while not echo.calls:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(3):
+        await server.stop()
+    assert (await failure(call)).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
 async def test_calls_are_taken_until_callers_had_time_to_hear_of_the_end(server: Server, channel: grpc.aio.Channel, stub: Any) -> None:
     """Health says NOT_SERVING at once, and whoever has not heard it yet is answered."""
     server._notice_seconds = 0.5
