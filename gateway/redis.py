@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ClusterCrossSlotError, RedisError
 
+from quadrate.errors import ConfigError
 from quadrate.telemetry import log
 
 if TYPE_CHECKING:
@@ -32,9 +33,14 @@ FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS = 0.05, 0.2
 another that is and grants everything: so long as a probe takes to come."""
 WATCH_SECONDS = 1.0
 """How often a store that is here is asked whether it still is."""
-PROBE_KEY = "quadrate:probe"
 PREFIX = "quadrate:"
 """What the names of all our keys begin with."""
+PROBE_KEYS = (f"{PREFIX}probe", f"{PREFIX}probe:other")
+"""A cluster keeps them apart (slots 16268 and 4795)."""
+CLUSTER = (
+    "this Redis is a cluster, which keeps keys on several servers, and all limits of a request are charged in one step on one server: "
+    "name one server, or one with replicas behind an address that follows the primary (docs/quotas.md)"
+)
 _PROBE_LIVES_MS = 10_000
 
 Answer = TypeVar("Answer")
@@ -102,8 +108,13 @@ class SharedRedis:
             raise RedisAway(self.reason) from exc
 
     async def __aenter__(self) -> Self:
-        with contextlib.suppress(RedisAway):
+        """Ask for the first time. Raises ConfigError for a cluster; one that is away now may be here later."""
+        try:
             await self.call(_probe)
+        except RedisAway as exc:
+            if isinstance(exc.__cause__, ClusterCrossSlotError):
+                await self._client.aclose()
+                raise ConfigError(f"ROUTER_REDIS_URL: {CLUSTER}.") from exc
         self._task = asyncio.create_task(self._watch())
         return self
 
@@ -139,16 +150,18 @@ class SharedRedis:
         while not self.available:
             await asyncio.sleep(self._delay_seconds * random.uniform(0.75, 1.25))  # noqa: S311 - so that gateways do not ask in step
             self._delay_seconds = min(self._delay_seconds * 2, LONGEST_PROBE_SECONDS)
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            try:
                 await self._within_time(_probe)
+            except (RedisError, OSError, TimeoutError) as exc:
+                self.reason = _reason(exc)
+            else:
                 self._find()
 
     def _lose(self, exc: Exception) -> None:
-        kind = type(exc).__name__
-        self._metrics.counter("router_redis_errors_total", kind).inc()
+        self._metrics.counter("router_redis_errors_total", type(exc).__name__).inc()
         if not self.available:
             return
-        self.available, self.reason = False, f"{kind}: {exc}" if str(exc) else kind
+        self.available, self.reason = False, _reason(exc)
         self._lost.set()
         log.warn("Redis is away; going on without it", reason=self.reason)
         self._tell()
@@ -164,6 +177,15 @@ class SharedRedis:
             listener()
 
 
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, ClusterCrossSlotError):
+        return CLUSTER
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
 async def _probe(client: Redis) -> None:
-    """Write something: a store that can be read and not written, or is full, is of no use here."""
-    await client.set(PROBE_KEY, b"", px=_PROBE_LIVES_MS)
+    """Write something, and name two keys at once: a store that is a cluster, can be read and not written, or is full, is of no use here."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.delete(*PROBE_KEYS)
+    pipeline.set(PROBE_KEYS[0], b"", px=_PROBE_LIVES_MS)
+    await pipeline.execute()

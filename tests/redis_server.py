@@ -24,12 +24,14 @@ class RedisServer:
     Args:
         program: The path of `redis-server` or `valkey-server`.
         folder: Where it runs.
+        options: What else its command line says.
     """
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+        self._command += options
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:

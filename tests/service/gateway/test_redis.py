@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.redis import RedisAway, SharedRedis
+from quadrate.errors import ConfigError
 from quadrate.telemetry import Metrics
 from quadrate.testing.ports import free_port
 from tests.processes import eventually
+from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from redis.asyncio import Redis
 
-    from tests.redis_server import RedisServer
-
-TIMEOUT_SECONDS = 0.3
+TIMEOUT_SECONDS = 0.6
 
 
 @pytest.fixture
@@ -102,6 +103,45 @@ async def test_a_gateway_starts_without_its_store() -> None:
     """One that is away at the start is looked for like one that was lost."""
     async with SharedRedis(f"redis://127.0.0.1:{free_port()}", timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
         assert not shared.available
+
+
+@pytest.fixture
+async def cluster(require_program: Callable[[str], str], tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A cluster of one node, which has all slots."""
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    async with RedisServer(require_program("redis-server"), tmp_path, *options) as server, server.client() as client:
+        await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        async with asyncio.timeout(10):
+            while "cluster_state:ok" not in await client.execute_command("CLUSTER", "INFO"):
+                await asyncio.sleep(0.02)
+        yield server
+
+
+async def test_a_cluster_is_refused_at_the_start(cluster: RedisServer) -> None:
+    """With the reason and the way out: limits of one request cannot be charged in one step there."""
+    with pytest.raises(ConfigError, match=r"ROUTER_REDIS_URL: this Redis is a cluster.*name one server.*docs/quotas\.md"):
+        async with SharedRedis(cluster.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")):
+            pass
+
+
+async def test_a_cluster_that_comes_later_is_told_of_and_not_used(cluster: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway goes on without it, and does not take it for one that is back."""
+    with monkeypatch.context() as changed:
+        changed.setattr("gateway.redis._probe", lose_the_connection)
+        async with SharedRedis(cluster.url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics("router")) as shared:
+            turns: list[bool] = []
+            shared.listen(lambda: turns.append(shared.available))
+            assert shared.reason == "ConnectionError"
+            changed.undo()
+            await eventually(lambda: "is a cluster" in shared.reason, "it is told of")
+            with pytest.raises(RedisAway, match="is a cluster"):
+                await shared.call(ping)
+            assert not turns
+
+
+async def lose_the_connection(_: Redis) -> None:
+    """Answer as a machine that is restarted."""
+    raise ConnectionError
 
 
 async def test_no_password_is_told(capfd: pytest.CaptureFixture[str]) -> None:
