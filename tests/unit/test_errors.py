@@ -6,7 +6,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from quadrate import errors
-from quadrate.errors import BY_STATUS, ERRORS, InvalidArgument, Overloaded, QuadrateError, Unavailable, UpstreamFailed
+from quadrate.errors import BY_STATUS, ERRORS, InvalidArgument, ModelNotFound, Overloaded, QuadrateError, Unavailable, UpstreamFailed
 from quadrate.server import status
 from quadrate.wire.v1.status_pb2 import StatusExtension
 
@@ -82,6 +82,18 @@ def test_waiting_times_are_told_in_headers_and_details() -> None:
     retry = error_details_pb2.RetryInfo()
     assert read.details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 123
+
+
+def test_the_field_at_fault_is_told_in_details() -> None:
+    """In ErrorInfo whatever the error; in BadRequest, with the sentence, where the field is what the caller can mend."""
+    read = status_pb2.Status.FromString(status.details(InvalidArgument("A sentence.", param="inputs[2].text"), "m"))
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert read.details[0].Unpack(info)
+    assert read.details[1].Unpack(bad)
+    assert info.metadata["param"] == "inputs[2].text"
+    assert [(one.field, one.description) for one in bad.field_violations] == [("inputs[2].text", "A sentence.")]
+    missing = status_pb2.Status.FromString(status.details(ModelNotFound("A sentence.", param="model"), "m"))
+    assert not any(part.Is(error_details_pb2.BadRequest.DESCRIPTOR) for part in missing.details)
 
 
 def test_a_long_sentence_is_cut_to_fit_into_headers() -> None:
