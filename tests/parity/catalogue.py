@@ -80,9 +80,9 @@ class Reranker:
     activation: Callable[[Array], Array]
 
 
-def ids_of(path: Path, *texts: str) -> list[int]:
+def ids_of(path: Path, *texts: str, limit: int = LIMIT) -> list[int]:
     """Return what transformers reads of a text or a pair: cut on the right, of a pair the second text."""
-    return _read(path, *texts)["input_ids"]
+    return _read(path, *texts, limit=limit)["input_ids"]
 
 
 def score_of(made: Reranker, path: Path, query: str, document: str) -> float:
@@ -94,12 +94,12 @@ def score_of(made: Reranker, path: Path, query: str, document: str) -> float:
     return float(made.activation(logits.numpy())[0])
 
 
-def _read(path: Path, *texts: str) -> dict[str, list[int]]:
+def _read(path: Path, *texts: str, limit: int = LIMIT) -> dict[str, list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="right")
     strategy = "only_second" if len(texts) > 1 else True
-    return dict(tokenizer(*texts, truncation=strategy, max_length=LIMIT))
+    return dict(tokenizer(*texts, truncation=strategy, max_length=limit))
 
 
 def mean(states: Array) -> Array:
@@ -133,11 +133,11 @@ def identity(logits: Array) -> Array:
     return logits
 
 
-def bge_m3(path: Path) -> Embedder:
+def bge_m3(path: Path, **sizes: int) -> Embedder:
     """XLM-R in a torch file, with two more beside it."""
     import torch
 
-    model = test_bert.make("xlm-roberta", "AutoModel", vocab_size=ROWS)
+    model = test_bert.make("xlm-roberta", "AutoModel", vocab_size=ROWS, **sizes)
     save_torch(model, path)
     lexical, colbert = (folders.shake(torch.nn.Linear(64, outputs)) for outputs in (1, 64))
     torch.save(lexical.state_dict(), path / "sparse_linear.pt")
@@ -183,9 +183,9 @@ def frida(path: Path) -> Embedder:
     return Embedder(model, first, {"query": "search_query: ", "document": "search_document: "})
 
 
-def qwen3_embedding(path: Path) -> Embedder:
+def qwen3_embedding(path: Path, **sizes: int) -> Embedder:
     """Qwen3, pooled at the last token, which is one that the tokenizer adds; padded on the left."""
-    model = test_qwen3.make(vocab_size=ROWS)
+    model = test_qwen3.make(vocab_size=ROWS, **sizes)
     folders.save(model, path)
     tokenizer = vocabularies.qwen()
     end = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
@@ -196,9 +196,9 @@ def qwen3_embedding(path: Path) -> Embedder:
     return Embedder(model, last, {"query": asked})
 
 
-def gte_modernbert(path: Path) -> Embedder:
+def gte_modernbert(path: Path, **sizes: int) -> Embedder:
     """ModernBERT, pooled at the first token, without prompts."""
-    model = test_modernbert.make("ModernBertModel", vocab_size=ROWS)
+    model = test_modernbert.make("ModernBertModel", vocab_size=ROWS, **sizes)
     folders.save(model, path)
     save_tokenizer(path, vocabularies.modernbert(), **_BERT, model_input_names=["input_ids", "attention_mask"])
     modules(path, pooling="cls_token", normalize=False)

@@ -36,10 +36,10 @@ OUTPUTS = {"dense": options_pb2.DENSE, "sparse": options_pb2.SPARSE, "multi_vect
 
 
 @asynccontextmanager
-async def worker(path: Path, alias: str) -> AsyncIterator[Running]:
-    """Run a worker for a card of the catalogue; its files are those in `path`, its limit is that of tiny models."""
+async def worker(path: Path, alias: str, limit: int = catalogue.LIMIT) -> AsyncIterator[Running]:
+    """Run a worker for a card of the catalogue; its files are those in `path`, its limit is as a rule that of tiny models."""
     said = CARDS[alias].model_dump(mode="json", exclude_defaults=True, exclude={"source", "files", "golden"})
-    card = {**said, "source": {"type": "folder", "path": str(path)}, "max_tokens": catalogue.LIMIT}
+    card = {**said, "source": {"type": "folder", "path": str(path)}, "max_tokens": limit}
     file = path.parent / "models.yaml"
     file.write_text(json.dumps({"models": {alias: card}}))
     async with running(said["task"], file, alias) as made:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.parity import folders
+from quadrate.v1 import embed_pb2, options_pb2
+from tests import vocabularies
+from tests.parity import catalogue, folders, test_catalogue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +33,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ModernBERT": ("ModernBert", {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2}),
     "Qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 24, "rope_theta": 1e6, "pad_token_id": 0}),
 }
+LONGEST = {
+    "bge-m3": lambda path: catalogue.bge_m3(path, max_position_embeddings=8_194),
+    "gte-modernbert-base": lambda path: catalogue.gte_modernbert(path, max_position_embeddings=8_192),
+    "qwen3-embedding-0.6b": lambda path: catalogue.qwen3_embedding(path, max_position_embeddings=32_768, num_hidden_layers=2),
+}
+"""The models of the catalogue that read the most, tiny but as long as their cards say."""
 POOLINGS = {"XLM-R": "cls", "ModernBERT": "cls", "Qwen3": "last"}
 
 
@@ -67,3 +75,23 @@ def test_long_texts_have_the_same_vectors_through_openvino(tmp_path: Path, famil
     found = opened.run(texts, ["unit"], wide=False)["unit"]
     assert min(float(np.dot(one, other)) for one, other in zip(exact, found, strict=True)) > 0.999
     opened.close()
+
+
+@pytest.mark.parametrize("alias", LONGEST)
+async def test_the_longest_text_of_a_card_comes_through_a_worker(tmp_path: Path, alias: str) -> None:
+    """A text over the limit is cut to as many tokens as the card says, and has transformers' vector of them; short ones come beside it."""
+    path, limit = tmp_path / "model", test_catalogue.CARDS[alias].max_tokens
+    recipe = LONGEST[alias](path)
+    assert limit is not None
+    assert recipe.pool is not None
+    texts = [vocabularies.SENTENCES[4], " ".join(vocabularies.SENTENCES) * (limit // 100)]
+    async with test_catalogue.worker(path, alias, limit) as made:
+        inputs = [options_pb2.Input(text=text) for text in texts]
+        answer = await made.embed.Embed(embed_pb2.EmbedRequest(model=alias, inputs=inputs, truncation=options_pb2.RIGHT))
+    for text, found in zip(texts, answer.embeddings, strict=True):
+        ids = catalogue.ids_of(path, text, limit=limit)
+        expected = recipe.pool(recipe.states(ids))
+        folders.assert_same(np.array(found.values, np.float32), expected, float(np.abs(expected).max()))
+        assert found.usage.tokens == len(ids)
+    assert answer.embeddings[1].usage.tokens == limit
+    assert answer.embeddings[1].usage.tokens_cut > 0
