@@ -28,6 +28,7 @@ from gateway.reload import Configuration, Reload
 from gateway.reranking import Reranking, RerankLimits
 from gateway.upstreams.http.options import OverHttp
 from gateway.upstreams.routes import Routes
+from gateway.upstreams.table import EMBED, RERANK
 from gateway.usage import UsagePage
 from quadrate.config.features import NAMES
 from quadrate.health import Health
@@ -50,7 +51,7 @@ class Gateway:
         self.settings = settings
         self._metrics = telemetry.metrics
         configuration = Configuration.load(settings)
-        self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings))
+        self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings), more_names=_more_names(settings))
         self.redis = _redis(settings, telemetry)
         self.quotas = self._quotas(configuration)
         self.room = Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20)
@@ -165,6 +166,11 @@ def _redis(settings: GatewaySettings, telemetry: Telemetry) -> SharedRedis | Non
     if settings.redis_url is None:
         return None
     return SharedRedis(settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds, metrics=telemetry.metrics)
+
+
+def _more_names(settings: GatewaySettings) -> dict[tuple[int, str], str]:
+    mappings = {EMBED: settings.embed_mapping, RERANK: settings.rerank_mapping}
+    return {(task, name): target for task, mapping in mappings.items() for name, target in mapping.items()}
 
 
 def _over_http(settings: GatewaySettings) -> OverHttp:

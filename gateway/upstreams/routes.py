@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from gateway.auth.principal import Principal
     from gateway.upstreams.replica import AnyPeer
+    from gateway.upstreams.table import MoreNames
     from quadrate.config.routing import Route, RoutingFile, Upstream
     from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
@@ -54,12 +56,20 @@ COLLECT_EVERY = 60
 class Routes:
     """All routes, and the connections to all workers. An async context manager: inside it, health is followed."""
 
-    def __init__(self, file: RoutingFile, metrics: Metrics, *, over_http: OverHttp = OverHttp()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        file: RoutingFile,
+        metrics: Metrics,
+        *,
+        over_http: OverHttp = OverHttp(),  # noqa: B008 - frozen
+        more_names: MoreNames = MappingProxyType({}),
+    ) -> None:
         self._metrics = metrics
         self._tls = over_http.tls or ClientTls()
         self._stamp = self._read_stamp = self._tls.stamp()
         """By which files of TLS the upstreams of the table in force are called, and those of the table that is being made."""
         self._over_http = over_http
+        self._more_names = more_names
         self._named = NamedTokenizers(over_http.tokenizer_name)
         self._workers: dict[WorkerKey, Peer] = {}
         self._servers: set[HttpPeer] = set()
@@ -152,10 +162,13 @@ class Routes:
         await asyncio.gather(*(peer.close() for peer in self._peers()))
 
     def _read(self, file: RoutingFile) -> Table:
-        """Return the table of a file, made of the pools there are as far as they are what it says. Raises ConfigError for files of TLS."""
+        """Return the table of a file, made of the pools there are as far as they are what it says.
+
+        Raises ConfigError for files of TLS, and for more names that do not fit.
+        """
         self._read_stamp = self._tls.stamp()
         wanted = [(EMBED, route) for route in file.embeddings] + [(RERANK, route) for route in file.rerank]
-        return Table(self._pool(route, task) for task, route in wanted)
+        return Table((self._pool(route, task) for task, route in wanted), self._more_names)
 
     def _pool(self, route: Route, task: int) -> Pool:
         before = next((pool for pool in self.pools if (pool.task, pool.alias) == (task, route.model)), None)

@@ -10,6 +10,7 @@ import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.config.features import Features, read_flags
+from quadrate.config.mapping import ModelMapping
 from quadrate.config.refused import reason
 from quadrate.config.shipped import shipped
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
@@ -92,6 +93,10 @@ class GatewaySettings(BaseSettings):
     max_document_characters: int = pydantic.Field(default=4096, gt=0, validation_alias="RERANK_MAX_DOCUMENT_LENGTH")
     """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
     unless truncation was asked for. Set it alike for gateway and rerank worker."""
+    embed_mapping: ModelMapping = pydantic.Field(default_factory=dict, validation_alias="EMBED_MODEL_MAPPING")
+    """More names of embedding models, as a JSON object of name to a route's `model` or `served_name`: requests may use either."""
+    rerank_mapping: ModelMapping = pydantic.Field(default_factory=dict, validation_alias="RERANK_MODEL_MAPPING")
+    """The same of rerankers."""
     max_requests_in_flight: int = pydantic.Field(default=4096, gt=0)
     """The most requests at a time, items of streams counted one by one; and as many streams. A caller alone may have four fifths of them
     under way, and the less is free the fewer; more are refused as overloaded, items of streams wait."""
@@ -205,4 +210,4 @@ def _variable(location: tuple[int | str, ...]) -> str:
     if not location:
         return ""
     field = str(location[0])
-    return f"{field if field.startswith('RERANK_') else f'ROUTER_{field.upper()}'}: "
+    return f"{field if field.startswith(('EMBED_', 'RERANK_')) else f'ROUTER_{field.upper()}'}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from quadrate.config.mapping import ModelMapping
 from quadrate.config.refused import reason
 from quadrate.config.tls import ServerTls
 from quadrate.errors import ConfigError
@@ -54,7 +54,7 @@ class WorkerSettings(BaseSettings):
 
     model_name: Annotated[tuple[str, ...], NoDecode] = ()
     """The models to serve: aliases of the catalogue, separated by commas."""
-    model_mapping: Annotated[dict[str, str], NoDecode] = pydantic.Field(default_factory=dict)
+    model_mapping: ModelMapping = pydantic.Field(default_factory=dict)
     """More names, as a JSON object of name to alias: requests may use either."""
     models_path: Path = pydantic.Field(default=Path("configs/models.yaml"), validation_alias="QUADRATE_MODELS_PATH")
     """The catalogue of models. Read by both kinds of worker."""
@@ -136,14 +136,6 @@ class WorkerSettings(BaseSettings):
     def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-    @pydantic.field_validator("model_mapping", mode="before")
-    @classmethod
-    def _read(cls, value: str | dict[str, str]) -> object:
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as exc:
-            raise ValueError('it must be a JSON object of names, such as {"our-model": "minilm"}') from exc
 
     @pydantic.field_validator("quantization", mode="before")
     @classmethod

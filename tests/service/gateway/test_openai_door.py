@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
+from quadrate.errors import ConfigError
 from quadrate.openai.v1 import openai_pb2
 from quadrate.testing.worker import WIDTH, fake_vector
 from tests.service.gateway.conftest import refused, routing
@@ -215,6 +216,39 @@ async def test_models_are_listed_and_retrieved(door: Door) -> None:
         assert (found["id"], found["object"], found["owned_by"]) == (name, "model", "fake")
     failure = await refused(door.openai.RetrieveModel(openai_pb2.RetrieveModelRequest(model="no/such")))
     assert (failure.status, failure.body["code"], failure.body["param"]) == ("NOT_FOUND", "model_not_found", "model")
+
+
+async def test_operators_give_models_more_names(open_door: Callable[..., Any], worker: FakeWorker) -> None:
+    """EMBED_MODEL_MAPPING and RERANK_MODEL_MAPPING, for calls as for the catalogue, which lists a model once; keys know it by its alias."""
+    names = {"EMBED_MODEL_MAPPING": {"ours": "fake", "again": "fake/fake"}, "RERANK_MODEL_MAPPING": {"judge": "fake-rerank"}}
+    async with open_door(routing(worker), **names) as door:
+        await door.until_serving()
+        for name in ("ours", "again"):
+            answer = await door.post(door.openai.CreateEmbedding, {"model": name, "input": "cat"})
+            assert answer["model"] == name
+        found = orjson.loads((await door.openai.RetrieveModel(openai_pb2.RetrieveModelRequest(model="judge"))).data)
+        assert found["id"] == "judge"
+        listed = orjson.loads((await door.openai.ListModels(openai_pb2.ListModelsRequest())).data)
+        assert [model["id"] for model in listed["data"]] == ["fake", "fake-rerank"]
+        assert (await refused(door.post(door.openai.CreateEmbedding, {"model": "judge", "input": "cat"}))).status == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"ours": "nope"}, "EMBED_MODEL_MAPPING: 'ours' stands for 'nope', which no route has as its name; there are: fake"),
+        ({"fake": "other"}, "EMBED_MODEL_MAPPING: 'fake' is the name of 'fake' already; choose another"),
+    ],
+)
+async def test_more_names_that_do_not_fit_are_refused(
+    mapping: dict[str, str], said: str, open_door: Callable[..., Any], worker: FakeWorker
+) -> None:
+    """At the start, with what is there."""
+    upstream = f"upstream: {{type: grpc, url: 'grpc://{worker.target}'}}"
+    file = f"embeddings: [{{model: fake, {upstream}}}, {{model: other, {upstream}}}]"
+    with pytest.raises(ConfigError, match=said):
+        async with open_door(file, EMBED_MODEL_MAPPING=mapping):
+            pass
 
 
 async def test_disabled_models_are_listed_only_if_configured(open_door: Callable[..., Any], worker: FakeWorker) -> None:
