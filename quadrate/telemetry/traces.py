@@ -7,6 +7,7 @@ Span and trace ids are made when a request starts, so that an upstream call can 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -271,7 +272,9 @@ class Stage:
         now, trace = time.time_ns(), self.trace
         trace.note(self.name, now - self.start_ns)
         if trace.sampled:
-            trace.send_stage(self, now, kind.__name__ if kind else None)
+            # What nobody waits for any more, such as the slower half of a hedged request, has not failed.
+            failure = None if kind is None or issubclass(kind, asyncio.CancelledError) else kind.__name__
+            trace.send_stage(self, now, failure)
 
 
 def whole_microseconds(length_ns: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -216,14 +217,16 @@ def test_baggage_that_no_header_carries_goes_no_further(traces: Traces, baggage:
 
 
 def test_a_failed_stage_and_a_fault_of_ours_are_marked(traces: Traces, exporter: InMemorySpanExporter) -> None:
-    """A refusal is no error of the server's span; INTERNAL is."""
+    """A refusal is no error of the server's span, and what was cancelled none of a stage's; INTERNAL is."""
     trace = traces.begin({})
+    with pytest.raises(asyncio.CancelledError), trace.stage("queue"):
+        raise asyncio.CancelledError
     with pytest.raises(RuntimeError), trace.stage("route", "[::1]:7997"):
         raise RuntimeError
     trace.end("m", "INVALID_ARGUMENT", {})
     traces.begin({}).end("m", "INTERNAL", {})
-    route, refused, failed = exporter.get_finished_spans()
-    assert [span.status.is_ok for span in (route, refused, failed)] == [False, True, False]
+    cancelled, route, refused, failed = exporter.get_finished_spans()
+    assert [span.status.is_ok for span in (cancelled, route, refused, failed)] == [True, False, True, False]
     assert dict(route.attributes or {}) == {"server.address": "::1", "server.port": 7997, "error.type": "RuntimeError"}
     codes = [(span.attributes or {}).get("rpc.response.status_code") for span in (refused, failed)]
     assert codes == ["INVALID_ARGUMENT", "INTERNAL"]
