@@ -180,18 +180,19 @@ async def test_a_hit_is_charged_as_a_request_and_no_tokens(open_door: Callable[.
 async def test_gateways_share_what_they_know(
     open_door: Callable[..., Any], worker: FakeWorker, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
-    """Through Redis a second gateway knows what the first one computed. A Redis that is killed costs nobody an answer."""
+    """A second gateway knows what the first one computed, for as long as is said. A Redis that is killed costs nobody an answer."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer(require_program("redis-server"), tmp_path))
-        given = {**ROOM, "cache_redis": True, "redis_url": pydantic.SecretStr(redis.url)}
+        given = {**ROOM, "cache_redis": True, "cache_live_seconds": 70, "redis_url": pydantic.SecretStr(redis.url)}
         one, two = [await stack.enter_async_context(open_door(routing(worker), **given)) for _ in range(2)]
         for door in (one, two):
             await door.until_serving()
         assert (await told(one.embed.Embed(embed("abc"))))[1] is None
         async with redis.client() as client:
             async with asyncio.timeout(10):
-                while not await client.keys("quadrate:cache:*"):
+                while not (kept := await client.keys("quadrate:cache:*")):
                     await asyncio.sleep(0.01)
+            assert 0 < await client.ttl(kept[0]) <= 70
         assert (await told(two.embed.Embed(embed("abc"))))[1] == "hit"
         redis.kill()
         assert (await told(two.embed.Embed(embed("other"))))[1] is None
