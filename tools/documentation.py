@@ -1,4 +1,4 @@
-"""Writes the parts of the documentation that the code knows better: tables of errors and settings.
+"""Writes the parts of the documentation that the code knows better: tables of errors, settings, metrics.
 
 A part stands between two comments, `<!-- made by tools/documentation.py: NAME -->` and `<!-- end -->`. `make generate` writes them all
 again; a test fails while one of them is old.
@@ -21,6 +21,7 @@ from quadrate.config.gateway import GatewaySettings
 from quadrate.config.models import ModelCard, ModelsFile, WheelSource
 from quadrate.config.worker import EmbedSettings, RerankSettings, WorkerSettings
 from quadrate.errors import ERRORS, EXACT_CODES
+from quadrate.telemetry.instruments import INSTRUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-FILES = ("configuration.md", "errors.md", "models.md")
+FILES = ("configuration.md", "errors.md", "models.md", "observability.md")
 _PLACES = {"query": "queries", "document": "documents"}
 _POOLINGS: dict[str | None, str] = {
     "mean": "mean of the tokens",
@@ -79,6 +80,21 @@ def catalogue() -> str:
     return _table("alias|model|licence|how it is served|test", (_model(alias, card) for alias, card in cards.items()))
 
 
+def gateway_metrics() -> str:
+    """What gateways count."""
+    return _metrics("router")
+
+
+def worker_metrics() -> str:
+    """What both kinds of worker count, by the names that the embedding worker has for it."""
+    return _metrics("embed")
+
+
+def all_metrics() -> str:
+    """What every process counts."""
+    return _metrics("all")
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "errors": errors,
     "codes": codes,
@@ -86,6 +102,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "edge": edge,
     "worker": worker,
     "catalogue": catalogue,
+    "gateway_metrics": gateway_metrics,
+    "worker_metrics": worker_metrics,
+    "all_metrics": all_metrics,
 }
 
 
@@ -107,6 +126,12 @@ def main() -> None:
     for name in FILES:
         page = DOCS / name
         page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _metrics(component: str) -> str:
+    found = (row for row in INSTRUMENTS if row.component == component)
+    rows = (f"`{row.name}`|{row.kind}|{', '.join(f'`{label}`' for label in row.labels)}|{row.help}" for row in found)
+    return _table("metric|kind|labels|what it tells", rows)
 
 
 def _model(alias: str, card: ModelCard) -> str:
