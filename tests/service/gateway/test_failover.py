@@ -180,7 +180,7 @@ async def test_a_worker_that_is_much_slower_is_put_aside(open_door: Callable[...
 
 
 async def test_a_request_is_tried_a_few_times_and_then_told(open_door: Callable[..., Any]) -> None:
-    """Each replica once, then again after pauses, which show; the caller hears what the last said, and the edge that trying again is done."""
+    """Each replica once, then again after pauses, which show; the caller hears what the last said, the edge that trying is over."""
 
     async def fail(_: Any, __: Any) -> None:
         raise Unavailable("Not now.")
