@@ -159,10 +159,12 @@ def plan(mesh: Mesh, folder: Folder) -> Plan:
 
 
 def write(mesh: Mesh, folder: Folder) -> None:
-    """Write the files that flags changed and Envoy's configuration. Raises ConfigError."""
+    """Write the files that flags changed, in place of those that former flags did, and Envoy's configuration. Raises ConfigError."""
     from quadrate.edge import render  # noqa: PLC0415 - only the one who writes needs it
 
     contents: dict[str, Schema] = {"routing.yaml": mesh.routing, "models.yaml": mesh.catalogue}
+    for name in contents.keys() - mesh.changed:
+        (folder.config / name).unlink(missing_ok=True)
     for name in mesh.changed:
         data = contents[name].model_dump(mode="json", exclude_defaults=True)
         file = folder.config / name

@@ -66,9 +66,9 @@ def end(log: Path) -> int:
     return size - len(text) + text.rfind(b"\n") + 1
 
 
-def begin(log: Path) -> None:
-    """Move what a former run wrote aside, so that the log tells of this one."""
-    with contextlib.suppress(FileNotFoundError):
+def begin(folder: Path) -> None:
+    """Move what a former run wrote aside, that of processes which there are no more included, so that the logs tell of this one."""
+    for log in list(folder.glob("*.log")):
         log.replace(log.with_suffix(".log.1"))
 
 

@@ -107,9 +107,11 @@ class Folder:
         return cls(root() / str(port))
 
     def create(self) -> None:
-        """Make the folder, for its owner's eyes only."""
+        """Make the folder, for its owner's eyes only, without what a mesh that is no more has left half written."""
         for path in (self.path, self.logs, self.config):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for scratch in self.path.glob(".*.json.*"):
+            scratch.unlink()
 
     def log_of(self, process: str) -> Path:
         """Return the log file of a process."""

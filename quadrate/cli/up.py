@@ -45,8 +45,7 @@ def prepare(options: Options) -> Folder:
     assemble.write(mesh, folder)
     folder.banner.write_text(banner.text(mesh, planned, folder))
     folder.write_plan(planned)
-    for process in planned.processes:
-        logfile.begin(folder.log_of(process.name))
+    logfile.begin(folder.logs)
     return folder
 
 

@@ -145,7 +145,7 @@ def test_status_tells_each_process(mesh: Mesh) -> None:
     assert report["address"] == mesh.edge
     assert {row["role"] for row in report["processes"]} == ROLES
     for row in report["processes"]:
-        assert set(row) == {"name", "role", "address", "models", "log", "pid", "state", "restarts"}
+        assert set(row) == {"name", "role", "address", "models", "log", "pid", "state", "restarts", "reason"}
         assert psutil.pid_exists(row["pid"])
         assert row["state"] == "ready"
         assert row["restarts"] == 0

@@ -255,6 +255,18 @@ def test_ports_that_meet_are_refused(options: Options) -> None:
         assemble.read(dataclasses.replace(options, port=8000)).ports()
 
 
+def test_a_start_sweeps_what_a_former_mesh_has_left(options: Options, tmp_path: Path) -> None:
+    """Files that it was killed while it wrote, and routes that its flags changed: keys of upstreams may stand in them."""
+    folder = Folder(tmp_path / "state")
+    folder.create()
+    assemble.write(assemble.read(dataclasses.replace(options, embed_workers=2)), folder)
+    (folder.path / ".state.json.4711").write_text("{")
+    assert (folder.config / "routing.yaml").is_file()
+    folder.create()
+    assemble.write(assemble.read(options), folder)
+    assert sorted(path.name for path in folder.path.rglob("*") if path.is_file()) == ["envoy.yaml"]
+
+
 def test_workers_at_neighbouring_ports_are_refused(options: Options, tmp_path: Path) -> None:
     """The second one's port is the first one's for metrics and health, which nobody wrote: both are told, and where they can be moved."""
     upstreams = "upstreams: [{type: grpc, url: 'grpc://127.0.0.1:7997'}, {type: grpc, url: 'grpc://127.0.0.1:7998', priority: 1}]"
@@ -535,7 +547,9 @@ def test_following_a_log_outlives_its_being_moved_aside(tmp_path: Path, capsys: 
     log = tmp_path / "gateway.log"
     log.write_text("one\ntwo\n")
     place = watch._print_new("gateway", log, 4, 0)
-    logfile.begin(log)
+    (tmp_path / "embed_worker-2.log").write_text("of a process that the next mesh does not have")
+    logfile.begin(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embed_worker-2.log.1", "gateway.log.1"]
     place = watch._print_new("gateway", log, place, 0)
     log.write_text("three\nfo")
     assert watch._print_new("gateway", log, place, 0) == len("three\n")
