@@ -79,6 +79,9 @@ class Models:
         card.name = pool.alias
         card.served_name = pool.route.served_name or card.served_name
         card.state, card.state_reason = _state(pool)
+        card.ClearField("load_progress")
+        if progress := _progress(pool):
+            card.load_progress = max(progress)
         return card
 
 
@@ -89,9 +92,15 @@ def _check_known(pool: Pool) -> None:
         )
 
 
+def _progress(pool: Pool) -> list[float]:
+    """Return how much each worker that loads a model has loaded of it."""
+    return [replica.loaded for replica in pool.replicas if replica.loaded is not None]
+
+
 def _state(pool: Pool) -> tuple[model_pb2.ModelState, str]:
     if not pool.route.enabled:
         return model_pb2.MODEL_STATE_DISABLED, "switched off in the routes"
     if pool.serving:
         return model_pb2.MODEL_STATE_READY, ""
-    return model_pb2.MODEL_STATE_UNAVAILABLE, "; ".join(dict.fromkeys(replica.reason for replica in pool.replicas))
+    state = model_pb2.MODEL_STATE_LOADING if _progress(pool) else model_pb2.MODEL_STATE_UNAVAILABLE
+    return state, "; ".join(dict.fromkeys(replica.reason for replica in pool.replicas))

@@ -171,6 +171,7 @@ class Follower:
     async def _take_changes(self, before: Facts) -> None:
         card = await self._find(max_age_seconds=REFRESH_SECONDS / 2)
         self._replica.remark = "" if card is None else card.state_reason
+        self._replica.loaded = _loaded(card)
         if card is None or card.state != model_pb2.MODEL_STATE_READY or _lasting(card) == _lasting(before.card):
             return
         after = await self._read(card)
@@ -181,7 +182,7 @@ class Follower:
         card = await self._find()
         if card is None:
             return False
-        self._replica.remark = card.state_reason
+        self._replica.remark, self._replica.loaded = card.state_reason, _loaded(card)
         self._replica.serves(await self._read(card))
         return True
 
@@ -198,6 +199,12 @@ class Follower:
         card = await self._find(max_age_seconds=max_age_seconds)
         if card is not None and card.state_reason and not self._is_healthy:
             self._replica.away(card.state_reason)
+            self._replica.loaded = _loaded(card)
+
+
+def _loaded(card: model_pb2.Model | None) -> float | None:
+    """Return how much of a model is loaded; None if it is not being loaded."""
+    return card.load_progress if card is not None and card.HasField("load_progress") else None
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

@@ -78,6 +78,8 @@ class Replica:
         """Why it does not serve."""
         self.remark = ""
         """What its worker says of the model besides, while it serves it: that it could not be loaded again, and why."""
+        self.loaded: float | None = None
+        """How much of the model, or of its next revision, its worker has loaded, from 0 to 1; None if it loads nothing."""
         self.refusals = Refusals()
         """What it had no room for lately."""
         self.record = Record()
@@ -125,7 +127,7 @@ class Replica:
 
     def away(self, reason: str) -> None:
         """Take note of why it does not serve."""
-        served, self.facts = self.facts is not None, None
+        served, self.facts, self.loaded = self.facts is not None, None, None
         if served:  # otherwise the stream carries other models of the worker
             self.peer.retire()
         if served or reason != self.reason:

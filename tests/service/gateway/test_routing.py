@@ -87,13 +87,18 @@ async def test_a_gateway_that_starts_first_finds_its_worker(open_door: Callable[
 
 
 async def test_a_worker_that_still_loads_is_waited_for(open_door: Callable[..., Any]) -> None:
-    """Its reason is told; as soon as its health says SERVING it is used."""
-    loading = fake_card("fake", state=model_pb2.MODEL_STATE_LOADING, state_reason="warming up")
+    """Its reason and its progress are told; as soon as its health says SERVING it is used."""
+    loading = fake_card("fake", state=model_pb2.MODEL_STATE_LOADING, state_reason="warming up", load_progress=0.25)
     worker = FakeWorker(loading, fake_card("fake-rerank", model_pb2.TASK_RERANK), starts_serving=False)
     async with worker, open_door(routing(worker)) as door:
         await door.until(lambda: any(one["reason"] == "warming up" for one in door.gateway.readiness.report()[1]["upstreams"]))
+        asked = model_pb2.GetModelRequest(model="fake")
+        told = (await door.models.GetModel(asked)).model
+        assert (told.state, told.state_reason, told.load_progress) == (model_pb2.MODEL_STATE_LOADING, "warming up", 0.25)
+        worker.cards["fake"].ClearField("load_progress")
         worker.serve(serving=True)
         await door.until_serving()
+        assert not (await door.models.GetModel(asked)).model.HasField("load_progress")
         await door.embed.Embed(REQUEST)
 
 
