@@ -11,6 +11,7 @@ import aiohttp
 import grpc
 import pytest
 
+from gateway.quotas import quotas
 from quadrate.errors import Internal, InvalidArgument
 from quadrate.v1 import embed_pb2, model_pb2, options_pb2, rerank_pb2
 from tests.processes import eventually
@@ -140,10 +141,19 @@ async def test_tokens_are_charged_as_the_model_reads_them(limited: Any) -> None:
         call = door.rerank.Rerank(request, metadata=ALICE)
         answer = await call
         assert ratelimit(await call.trailing_metadata())["remaining-tokens"] == str(1000 - answer.usage.tokens)
-        body = {"model": "fake", "input": ["cat", "dog"]}
-        await door.post(door.openai.CreateEmbedding, body, metadata=BOB)
+        pairs = {"model": "fake-rerank", "query": "cat", "documents": ["dog cat"] * 5}
+        for method in (door.cohere.RerankV1, door.cohere.RerankV2):
+            await door.post(method, pairs, metadata=ALICE)
+        left = await answered(door.embed.Embed(cats(), metadata=ALICE))
+        assert left["remaining-tokens"] == str(1000 - 3 * answer.usage.tokens - CAT_TOKENS)
+
+        await door.post(door.openai.CreateEmbedding, {"model": "fake", "input": ["cat", "dog"]}, metadata=BOB)
+        cohere = {"model": "fake", "texts": ["cat", "dog"], "input_type": "search_query", "embedding_types": ["float"]}
+        await door.post(door.cohere.EmbedV2, cohere, metadata=BOB)
+        items = [embed_pb2.EmbedStreamRequest(id=str(number), request=cats()) for number in range(3)]
+        assert len([answer async for answer in door.embed.EmbedStream(iter(items), metadata=BOB)]) == 3
         left = await answered(door.embed.Embed(cats(), metadata=BOB))
-        assert left["remaining-tokens"] == str(1000 - 3 * CAT_TOKENS)
+        assert left["remaining-tokens"] == str(1000 - (2 + 2 + 3 + 1) * CAT_TOKENS)
 
 
 async def test_limits_of_a_model_hold_besides_the_callers_own(limited: Any) -> None:
@@ -311,6 +321,22 @@ async def test_known_answers_pass_although_no_tokens_are_left(limited: Any) -> N
         assert (await answered(door.embed.Embed(cats(2), metadata=ALICE)))["remaining-tokens"] == "0"
         error = await refused(door.embed.Embed(cats(), metadata=(*ALICE, ("cache-control", "no-cache"))))
         assert "at least" in error.message, "it was not even read"
+
+
+async def test_known_answers_are_not_looked_for_all_the_time(limited: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller without tokens, whose texts were read a moment ago, has no others read; after a while it has."""
+    async with limited("default: {tokens_per_day: 6}", cache_max_bytes=2**20) as door:
+        await door.until_serving()
+        await door.embed.Embed(cats(2), metadata=ALICE)
+        dog = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(text="dog")])
+        monkeypatch.setattr(quotas, "REMEMBERED_SECONDS", 60.0)
+        monkeypatch.setattr(quotas, "PAUSE_SECONDS_PER_BYTE", 1.0)
+        for _ in range(2):
+            assert "has 3" in (await refused(door.embed.Embed(dog, metadata=ALICE))).message
+        for request in (dog, cats(2)):
+            assert "has at least" in (await refused(door.embed.Embed(request, metadata=ALICE))).message
+        door.gateway.quotas._unread_until["alice"] = time.monotonic()
+        await answered(door.embed.Embed(cats(2), metadata=ALICE))
 
 
 async def test_listing_and_tokenising_are_free(limited: Any) -> None:
