@@ -35,10 +35,12 @@ class Dispatch:
     def admit(self, pool: Pool, principal: Principal, call: Call, bounds: Callable[[], Bounds]) -> None:
         """Refuse a request whose caller's limits are known to be used up, before work goes into it. Raises QuotaExceeded.
 
-        `bounds` is asked only if the caller was refused a moment ago and no answer to the request can be known.
+        `bounds` is asked only if the caller was refused a moment ago and the request is not read to look for its answer.
         """
-        if self._quotas.was_refused(principal.name):
-            self._quotas.admit(principal.name, pool.alias, call, UNKNOWN if self._may_know(pool, call) else bounds())
+        name = principal.name
+        if self._quotas.was_refused(name):
+            looks = self._may_know(pool, call) and self._quotas.may_look(name, call)
+            self._quotas.admit(name, pool.alias, call, UNKNOWN if looks else bounds())
 
     async def charge(self, pool: Pool, errand: Errand, call: Call) -> None:
         """Charge a request that no worker needs to see, since its answer is known. Raises QuotaExceeded; then nothing was charged."""
