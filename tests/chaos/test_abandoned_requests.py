@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -43,6 +44,16 @@ async def close_the_socket(mesh: ChaosMesh) -> None:
             await session.post(f"{mesh.url}/v1/embeddings", json={"model": "minilm", "input": texts("rest")})
 
 
+async def close_the_page(mesh: ChaosMesh) -> None:
+    """Ask over gRPC-Web, and hang up."""
+    message = request("web").SerializeToString()
+    body, headers = struct.pack(">BI", 0, len(message)) + message, {"content-type": "application/grpc-web+proto"}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS), headers=headers) as session:
+        with pytest.raises(TimeoutError):
+            async with session.post(f"{mesh.url}/quadrate.v1.EmbedService/Embed", data=body) as answer:
+                await answer.read()
+
+
 async def cancel(mesh: ChaosMesh) -> None:
     """Ask over gRPC, and cancel the call."""
     async with grpc.aio.insecure_channel(mesh.edge) as channel:
@@ -72,7 +83,7 @@ async def break_off_a_stream(mesh: ChaosMesh) -> None:
         stream.cancel()
 
 
-@pytest.mark.parametrize("leave", [close_the_socket, cancel, let_the_deadline_pass, break_off_a_stream])
+@pytest.mark.parametrize("leave", [close_the_socket, close_the_page, cancel, let_the_deadline_pass, break_off_a_stream])
 async def test_work_whose_caller_has_gone_is_not_done(start_mesh: StartMesh, leave: Callable[[ChaosMesh], Awaitable[None]]) -> None:
     """The worker drops what it has not begun, or never takes it, and soon has nothing left to do."""
     with start_mesh(environment=SLOW) as mesh:
