@@ -45,6 +45,13 @@ _HEADERS_FOR_PAGES = (
 )
 
 
+_OF_ENVIRONMENT = {
+    "name": "envoy.tracers.opentelemetry.resource_detectors.environment",
+    "typed_config": {"@type": f"{_TYPE}extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig"},
+}
+"""What reads OTEL_RESOURCE_ATTRIBUTES; it warns where that is not set."""
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader, which knows Envoy's tag for a key to be skipped."""
 
@@ -93,7 +100,7 @@ def configuration(settings: EdgeSettings, secrets: Secrets) -> Tree:
     if settings.cors_origins:
         host["typed_per_filter_config"] = {"cors": _cors(settings.cors_origins)}
         host["routes"][:0] = [_preflight(origin) for origin in settings.cors_origins]
-    if settings.otlp_endpoint:
+    if settings.otlp_endpoint and not settings.traces_off:
         manager["tracing"] = _tracing(settings)
         clusters.append(_collector(settings.otlp_endpoint))
     if settings.trusted_hops:
@@ -205,6 +212,7 @@ def _tracing(settings: EdgeSettings) -> Tree:
                 "@type": f"{_TYPE}config.trace.v3.OpenTelemetryConfig",
                 "grpc_service": {"envoy_grpc": {"cluster_name": "collector"}, "timeout": "1s"},
                 "service_name": "quadrate-edge",
+                "resource_detectors": [_OF_ENVIRONMENT] if settings.resource_attributes else [],
             },
         },
         # Without it the edge's span and the gateway's would be siblings.

@@ -85,12 +85,22 @@ class EdgeSettings(BaseSettings):
     in `traceparent` goes first."""
     traces_sampler_arg: float = pydantic.Field(default=1.0, ge=0, le=1, validation_alias="OTEL_TRACES_SAMPLER_ARG")
     """The share of requests that `parentbased_traceidratio` traces, from 0 to 1."""
+    traces_off: bool = pydantic.Field(default=False, validation_alias="OTEL_SDK_DISABLED")
+    """`true` switches tracing off, whatever else is set."""
+    resource_attributes: str = pydantic.Field(default="", validation_alias="OTEL_RESOURCE_ATTRIBUTES")
+    """What else the edge's spans say of where they come from, as OpenTelemetry defines it: `key=value`, separated by commas."""
 
     @pydantic.field_validator("gateways", "gateways_http", "cors_origins", "trusted_hops", mode="before")
     @classmethod
     def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(part.strip() for part in parts if part.strip())
+
+    @pydantic.field_validator("traces_off", mode="before")
+    @classmethod
+    def _only_true(cls, value: object) -> bool:
+        """Take everything else for false, as OpenTelemetry has it."""
+        return str(value).lower() == "true"
 
     @pydantic.field_validator("gateways", "gateways_http")
     @classmethod

@@ -107,6 +107,23 @@ def test_without_a_collector_nothing_is_traced() -> None:
     assert len(configuration(settings)["static_resources"]["clusters"]) == 2
 
 
+@pytest.mark.parametrize(("disabled", "traced"), [("true", False), ("TRUE", False), ("false", True), ("1", True)])
+def test_tracing_may_be_switched_off(monkeypatch: pytest.MonkeyPatch, disabled: str, *, traced: bool) -> None:
+    """OTEL_SDK_DISABLED goes before everything else, and only `true` is true, here as in the other processes."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", disabled)
+    assert ("tracing" in manager(EdgeSettings())) is traced
+
+
+def test_spans_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Envoy reads OTEL_RESOURCE_ATTRIBUTES itself, and is only told to where there are any."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    plain = manager(EdgeSettings())["tracing"]["provider"]["typed_config"]
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    told = manager(EdgeSettings())["tracing"]["provider"]["typed_config"]
+    assert [len(config["resource_detectors"]) for config in (plain, told)] == [0, 1]
+
+
 def test_pages_of_no_origin_may_call_unless_configured() -> None:
     """CORS is off until origins are named."""
     assert "typed_per_filter_config" not in manager(EdgeSettings())["route_config"]["virtual_hosts"][0]
