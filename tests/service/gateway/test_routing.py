@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import grpc
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -342,9 +343,10 @@ async def test_reflection_has_a_switch(open_door: Callable[..., Any], worker: Fa
     for on in (True, False):
         async with open_door(routing(worker), reflection=on) as door:
             stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
-            call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
             if on:
                 names = {service.name for service in (await call.read()).list_services_response.service}
                 assert "quadrate.openai.v1.OpenAiService" in names
             else:
-                assert (await refused(call.read())).status == "UNIMPLEMENTED"
+                # Nothing is sent: grpc.aio may tell of a stream that ends while it writes as an error of its own.
+                assert await stub.ServerReflectionInfo().code() is grpc.StatusCode.UNIMPLEMENTED
+                call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
