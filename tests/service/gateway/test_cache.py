@@ -11,6 +11,7 @@ import pydantic
 import pytest
 from redis.asyncio import Redis
 
+from gateway.cache import shared
 from quadrate.v1 import embed_pb2, options_pb2, rerank_pb2
 from tests.redis_server import RedisServer
 from tests.service.gateway.conftest import Door, routing
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from quadrate.testing.worker import FakeWorker
 
 ROOM = {"cache_max_bytes": 2**20}
+LONG_SECONDS = 5.0
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests wait for Redis on a machine that does much else."""
+    monkeypatch.setattr(shared, "PATIENCE_SECONDS", LONG_SECONDS)
 
 
 @pytest.fixture
@@ -177,13 +185,20 @@ async def test_a_hit_is_charged_as_a_request_and_no_tokens(open_door: Callable[.
     assert left[1][1] >= left[0][1]
 
 
+@pytest.mark.usefixtures("patience")
 async def test_gateways_share_what_they_know(
     open_door: Callable[..., Any], worker: FakeWorker, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     """A second gateway knows what the first one computed, for as long as is said. A Redis that is killed costs nobody an answer."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer(require_program("redis-server"), tmp_path))
-        given = {**ROOM, "cache_redis": True, "cache_live_seconds": 70, "redis_url": pydantic.SecretStr(redis.url)}
+        given = {
+            **ROOM,
+            "cache_redis": True,
+            "cache_live_seconds": 70,
+            "redis_url": pydantic.SecretStr(redis.url),
+            "redis_timeout_seconds": LONG_SECONDS,
+        }
         one, two = [await stack.enter_async_context(open_door(routing(worker), **given)) for _ in range(2)]
         for door in (one, two):
             await door.until_serving()
@@ -199,6 +214,7 @@ async def test_gateways_share_what_they_know(
         assert (await told(two.embed.Embed(embed("abc"))))[1] == "hit"
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x0a\x05abc", "cut", "of another key", "a list"])
 async def test_what_redis_holds_and_no_gateway_wrote_is_unknown(
     open_door: Callable[..., Any],
@@ -210,7 +226,7 @@ async def test_what_redis_holds_and_no_gateway_wrote_is_unknown(
     """A value that cannot be read is computed again and written over; no caller sees more of it than a miss."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer(require_program("redis-server"), tmp_path))
-        given = {**ROOM, "cache_redis": True, "redis_url": pydantic.SecretStr(redis.url)}
+        given = {**ROOM, "cache_redis": True, "redis_url": pydantic.SecretStr(redis.url), "redis_timeout_seconds": LONG_SECONDS}
         one, two, three = [await stack.enter_async_context(open_door(routing(worker), **given)) for _ in range(3)]
         for door in (one, two, three):
             await door.until_serving()
