@@ -94,9 +94,10 @@ class Pool:
         self._serving = [replica for replica in found if replica.upstream.priority == first]
         if self._serving:
             self.known = self._choose_reader()
-            # Ids of one tokenizer mean nothing to another: those that read text differently wait until the others are gone.
-            self._serving = [replica for replica in self._serving if self.known.in_text or _reads_alike(replica.facts, self.known)]
-            self._hold_to_width(self.known)
+            # Those that read text differently, or give other vectors, wait until the others are gone: ids of one tokenizer mean nothing to
+            # another, and vectors of two widths belong into no index together.
+            self._serving = [replica for replica in self._serving if _goes_with(replica.facts, self.known)]
+            self._hold_to_width(self.known.card.dimensions)
         for replica in self.replicas:
             if replica.peer.pulse.is_stuck or (replica.peer.pulse.is_suspect and self._serving and replica not in self._serving):
                 replica.let_go()
@@ -111,12 +112,10 @@ class Pool:
         may_need_text = any(replica.protocol != "grpc" for replica in self.replicas)
         return dataclasses.replace(chosen, in_text=True) if may_need_text and not chosen.in_text else chosen
 
-    def _hold_to_width(self, known: Facts) -> None:
-        """Hold servers over HTTP to the width that workers say, so that nobody stands in for them with vectors of another."""
-        if known.over_http or not known.card.dimensions:
-            return
-        for peer in [peer for replica in self.replicas for peer in replica.peers if peer.protocol == "http"]:
-            peer.hold_to(known.card.dimensions)
+    def _hold_to_width(self, width: int) -> None:
+        """Hold servers over HTTP to the width of what serves, workers first, so that nobody stands in with vectors of another."""
+        for peer in [peer for replica in self.replicas for peer in replica.peers if width and peer.protocol == "http"]:
+            peer.hold_to(width)
 
     def _judge(self) -> None:
         """Put aside what does worse than its like."""
@@ -300,6 +299,11 @@ def _closed_seconds(replica: Replica, errand: Errand, call: Call) -> float:
 def _reads(facts: Facts | None, errand: Errand) -> bool:
     """Whether a replica of these facts understands what an errand holds: any its texts, those of the same tokenizer its ids."""
     return facts is not None and (errand.in_text or (_reads_alike(facts, errand.read_by) and facts.takes_ids))
+
+
+def _goes_with(one: Facts | None, known: Facts) -> bool:
+    """Whether a replica may be asked beside one of the known facts: it gives vectors as wide, and reads what is sent."""
+    return one is not None and one.card.dimensions == known.card.dimensions and (known.in_text or _reads_alike(one, known))
 
 
 def _reads_alike(one: Facts | None, other: Facts | None) -> bool:

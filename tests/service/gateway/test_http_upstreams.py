@@ -544,6 +544,16 @@ async def test_a_server_of_another_width_stands_in_for_no_worker(open_door: Call
             assert (await refused(door.embed.Embed(request))).status == "UNAVAILABLE"
 
 
+async def test_servers_of_two_widths_are_not_one_model(open_door: Callable[..., Any]) -> None:
+    """Which of them is the right one nobody says, so the first that answers is."""
+    async with HttpUpstream() as one, HttpUpstream() as other:
+        other.fault = "narrow"
+        entries = f"[{{type: openai, url: '{one.url}'}}, {{type: openai, url: '{other.url}', priority: 1}}]"
+        async with open_door(f"embeddings: [{{model: far, upstreams: {entries}}}]\n") as door:
+            await door.until(lambda: any("and had, or are to have" in reason for reason in reasons(door)))
+            assert door.gateway.readiness.status == "degraded"
+
+
 async def test_a_tokenizer_that_cannot_be_had_is_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
     """By its name, and the reason; the default for all routes as well as one route's."""
     async with HttpUpstream() as upstream:

@@ -207,6 +207,15 @@ async def test_a_replica_that_reads_text_differently_is_not_mixed_in(open_door: 
         assert 0 in (len(first.received), len(second.received))
 
 
+async def test_a_replica_of_another_width_is_not_mixed_in(open_door: Callable[..., Any]) -> None:
+    """Two models may read text by the same tokenizer and give vectors that belong into no index together."""
+    wide = fake_card("fake", dimensions=16), fake_card("fake-rerank", model_pb2.TASK_RERANK)
+    async with FakeWorker() as first, FakeWorker(*wide) as second, open_door(routing(first, second)) as door:
+        await door.until_serving()
+        widths = {len((await door.embed.Embed(REQUEST)).embeddings[0].values) for _ in range(20)}
+        assert len(widths) == 1
+
+
 async def test_ids_never_reach_a_replica_that_reads_text_differently(open_door: Callable[..., Any]) -> None:
     """A request that is lost while its model is exchanged is not tried on the new one, which would answer with a wrong vector."""
     other = FakeWorker().tokenizer.replace(b'"hello"', b'"hallo"')
@@ -344,9 +353,9 @@ async def test_reflection_has_a_switch(open_door: Callable[..., Any], worker: Fa
         async with open_door(routing(worker), reflection=on) as door:
             stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
             if on:
+                call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
                 names = {service.name for service in (await call.read()).list_services_response.service}
                 assert "quadrate.openai.v1.OpenAiService" in names
             else:
                 # Nothing is sent: grpc.aio may tell of a stream that ends while it writes as an error of its own.
                 assert await stub.ServerReflectionInfo().code() is grpc.StatusCode.UNIMPLEMENTED
-                call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
