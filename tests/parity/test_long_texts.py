@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from quadrate.runtime.graphs.rope import Rope
 from quadrate.v1 import embed_pb2, options_pb2
 from tests import vocabularies
 from tests.parity import catalogue, folders, test_catalogue
@@ -75,6 +76,17 @@ def test_long_texts_have_the_same_vectors_through_openvino(tmp_path: Path, famil
     found = opened.run(texts, ["unit"], wide=False)["unit"]
     assert min(float(np.dot(one, other)) for one, other in zip(exact, found, strict=True)) > 0.999
     opened.close()
+
+
+@pytest.mark.parametrize(("base", "width"), [(1e6, 128), (160_000.0, 64), (10_000.0, 64), (1_000.0, 64)])
+def test_positions_turn_by_the_angles_of_transformers(base: float, width: int) -> None:
+    """The angle from one position to the next is transformers' own, to float32's last place: thousands of positions multiply what is wrong."""
+    import transformers
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    config = transformers.Qwen3Config(head_dim=width, rope_parameters={"rope_type": "default", "rope_theta": base})
+    angles = Rope(width=width, base=base, positions=2).angles()[1]
+    np.testing.assert_allclose(angles, Qwen3RotaryEmbedding(config).inv_freq.numpy(), rtol=9e-8)
 
 
 @pytest.mark.parametrize("alias", LONGEST)
