@@ -80,7 +80,7 @@ def test_long_texts_have_the_same_vectors_through_openvino(tmp_path: Path, famil
 
 @pytest.mark.parametrize(("base", "width"), [(1e6, 128), (160_000.0, 64), (10_000.0, 64), (1_000.0, 64)])
 def test_positions_turn_by_the_angles_of_transformers(base: float, width: int) -> None:
-    """The angle from one position to the next is transformers' own, to float32's last place: thousands of positions multiply what is wrong."""
+    """The angle from one position to the next is transformers' own, to the last place: thousands of positions multiply an error."""
     import transformers
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
