@@ -51,6 +51,8 @@ FREE_RUNS = 4
 """So many full runs' worth of each request start at once."""
 COMPANY_FACTOR = 1.25
 """How much longer a run may take, as predicted, for texts that go along with those it is for."""
+LEAST_SHARED_SECONDS = 1e-4
+"""What waits is shared among free runners if it takes longer than this: waking one of them takes about as long."""
 DRAIN_STEP_SECONDS = 0.02
 MISPRICED_FACTOR = 1.5
 """Where a run shows that its model's texts take so many times more or less than was believed, those that wait are priced anew: else the
@@ -430,6 +432,8 @@ class Scheduler:
         """Plan the next batch and take it out of the queue. Under the lock."""
         model = window[0].lane
         free = min(lane.idle + 1, self._most_at_once(lane) - lane.running)
+        if sum(text.seconds for text in window) < LEAST_SHARED_SECONDS:
+            free = 1
         mine, others = self._abreast(lane, window)
         places = batching.plan(mine, self._rules.limits, runners=free, waste=model.waste)
         for place in batching.passed_over(places):

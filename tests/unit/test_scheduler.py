@@ -204,6 +204,15 @@ async def test_a_lone_request_gets_all_cores_and_others_one() -> None:
         assert [wide for _, wide in made.session.runs] == [True, False]
 
 
+@pytest.mark.parametrize(("speed", "runs"), [(SPEED, 2), (1e9, 1)])
+async def test_free_runners_share_what_takes_longer_than_waking_them(speed: float, runs: int) -> None:
+    """Six texts of 10 ms go to both free runners, six of 10 ns to one."""
+    async with bench(runners=2) as made:
+        made.lane.cost = CostModel(Shape(1.0, 0.0), speed=speed)
+        assert await made.run(0, count=6) == [0, 1, 2, 3, 4, 5]
+        assert len(made.session.runs) == runs
+
+
 async def test_what_waits_gathers_while_the_runner_is_busy() -> None:
     """What waits gathers while the runner is busy."""
     async with bench() as made:
