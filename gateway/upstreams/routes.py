@@ -124,10 +124,10 @@ class Routes:
                 raised here, and the routes stay.
         """
         async with self._turn:
-            table = self._read(file)
-            new = [pool for pool in table.pools if pool not in self.pools]
-            self._beside.update(new)
             try:
+                table = self._read(file)
+                new = [pool for pool in table.pools if pool not in self.pools]
+                self._beside.update(new)
                 self._follow(new)
                 await self._warm_up(new)
                 then()

@@ -301,7 +301,7 @@ def _parse(traceparent: str, tracestate: str) -> SpanContext | None:
 
 
 def _address(server: str) -> Attributes:
-    host, _, port = server.rpartition(":")
+    host, _, port = server.partition("/")[0].rpartition(":")  # a server over HTTP may have a path behind them
     return {"server.address": host.strip("[]"), "server.port": int(port)} if port.isdigit() else {"server.address": server}
 
 

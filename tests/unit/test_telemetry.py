@@ -159,7 +159,7 @@ def test_a_sampled_request_becomes_a_tree_under_its_caller(traces: Traces, expor
     trace = traces.begin({"traceparent": PARENT, "baggage": "tenant=a"})
     with trace.stage("tokenise"):
         pass
-    with trace.stage("upstream", server="worker:1") as stage:
+    with trace.stage("upstream", server="worker:1/v1") as stage:
         headers = dict(stage.headers())
     trace.end("quadrate.v1.EmbedService/Embed", "OK", {"x": 1})
     tokenise, upstream, server = exporter.get_finished_spans()

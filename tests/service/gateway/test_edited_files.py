@@ -247,6 +247,16 @@ async def test_routes_that_enable_nothing_are_taken_and_told(open_door: Callable
         await door.until(lambda: door.gateway.readiness.status == "ok" and not door.gateway.reload.loose_ends)
 
 
+async def test_an_edit_that_a_given_name_forbids_is_refused_and_leaves_no_connection(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """A name of EMBED_MODEL_MAPPING would stand for nothing. What the edit brings is let go, however often the file is looked at."""
+    other = f"upstream: {{type: openai, url: 'http://127.0.0.1:{free_port()}'}}"
+    async with FakeWorker() as worker, open_door(route(worker), EMBED_MODEL_MAPPING={"ours": "fake"}, **FAST) as door:
+        write(tmp_path / "routing.yaml", f"embeddings: [{{model: other, {other}}}]")
+        await door.until(lambda: "'ours' stands for 'fake'" in door.gateway.reload.problem)
+        await door.until(lambda: not door.gateway.routes._servers)
+        await door.embed.Embed(embed_pb2.EmbedRequest(model="ours", inputs=REQUEST.inputs))
+
+
 async def test_of_many_mistakes_some_are_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
     """Logs and readiness are no place for a thousand lines."""
     async with FakeWorker() as worker, open_door(route(worker), **FAST) as door:
