@@ -223,10 +223,13 @@ class HttpPeer:
         self._doubt.clear()
         started = time.monotonic()
         try:
-            await self._meet(CHECK_SECONDS)
+            met = await self._meet(CHECK_SECONDS)
         except PeerAway as exc:
             if isinstance(exc, Refused) or self._answered < started:
                 raise
+        else:
+            if self._met is not None and met.width != self._met.width:  # as it is held to since: its card is to say so
+                raise PeerAway("its vectors are of another width than before")
         await asyncio.sleep(PAUSE_SECONDS)
 
     async def _meet(self, seconds: float) -> Met:

@@ -544,6 +544,23 @@ async def test_a_server_of_another_width_stands_in_for_no_worker(open_door: Call
             assert (await refused(door.embed.Embed(request))).status == "UNAVAILABLE"
 
 
+async def test_a_server_that_changes_its_width_with_the_workers_stands_in_for_them(open_door: Callable[..., Any]) -> None:
+    """Both have another model now: what was known of the server is asked for anew."""
+    narrow = fake_card("fake", dimensions=WIDTH // 2)
+    async with HttpUpstream() as upstream, FakeWorker(narrow, starts_serving=False) as worker:
+        upstreams = f"[{{type: grpc, url: 'grpc://{worker.target}'}}, {{type: openai, url: '{upstream.url}', priority: 1}}]"
+        async with open_door(f"embeddings: [{{model: fake, upstreams: {upstreams}}}]\n", canary_interval_seconds=0) as door:
+            await door.until(lambda: door.gateway.readiness.status == "degraded")
+            upstream.fault = "narrow"
+            worker.serve(serving=True)
+            server = door.gateway.routes.pools[0].replicas[1]
+            await door.until(lambda: server.facts is not None and server.facts.card.dimensions == WIDTH // 2)
+            worker.serve(serving=False)
+            await door.until(lambda: door.gateway.routes.pools[0].replicas[0].facts is None)
+            request = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(text="cat")])
+            assert len((await door.embed.Embed(request)).embeddings[0].values) == WIDTH // 2
+
+
 async def test_servers_of_two_widths_are_not_one_model(open_door: Callable[..., Any]) -> None:
     """Which of them is the right one nobody says, so the first that answers is."""
     async with HttpUpstream() as one, HttpUpstream() as other:
