@@ -38,7 +38,8 @@ def text(mesh: Mesh, plan: Plan, folder: Folder) -> str:
         console.print(call, markup=False, soft_wrap=True)
     if settings.tls is not None and authorities is None:
         flags = "--cacert FILE (curl), -cacert FILE (grpcurl), --ca FILE (quadrate)"
-        console.print(f"\nWhere {settings.tls.pair.certificate} is of an authority that is not trusted here: {flags}.", soft_wrap=True)
+        told = f"\nWhere {settings.tls.pair.certificate} is of an authority that is not trusted here: {flags}."
+        console.print(told, markup=False, soft_wrap=True)
     flag = _port_flag(mesh)
     console.print(f"\nLogs: {folder.logs} ({_program()} logs -f{flag}). To stop: {WITH_TERMINAL}{_program()} down{flag}.", soft_wrap=True)
     if mesh.options.host not in {"127.0.0.1", "localhost", "::1"} and not mesh.needs_key:

@@ -32,9 +32,15 @@ class Schema(pydantic.BaseModel):
     def _refuse_switches(cls, value: Any) -> Any:
         """Refuse yes or true for a number: the library would take it for 1."""
         for name, field in cls.model_fields.items() if isinstance(value, dict) else ():
-            if isinstance(value.get(name), bool) and {int, float} & {field.annotation, *get_args(field.annotation)}:
-                raise misplaced(f"must be a number, not {str(value[name]).lower()}", name)
+            given = value.get(name)
+            switch = next((one for one in (given if isinstance(given, list) else [given]) if isinstance(one, bool)), None)
+            if switch is not None and _is_of_numbers(field.annotation):
+                raise misplaced(f"must be a number, not {str(switch).lower()}", name)
         return value
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_is_of_numbers(part) for part in get_args(annotation))
 
 
 def misplaced(message: str, *place: str | int) -> ValueError:

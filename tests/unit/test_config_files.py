@@ -186,6 +186,7 @@ def test_an_address_may_stand_twice_under_different_names(tmp_path: Path) -> Non
             HTTP.replace("model: m,", "model: m, dimensions: 8, matryoshka_dimensions: [4, 16],"),
             "has 16, and dimensions says that the vectors",
         ),
+        (HTTP.replace("model: m,", "model: m, matryoshka_dimensions: [4, yes],"), "matryoshka_dimensions: must be a number, not true"),
         (HTTP.replace("model: m,", "model: 'm ',"), "embeddings[0].model: the name begins or ends with a blank"),
         (TWICE.format("grpc://A:1"), "file.yaml:5: embeddings[0].upstreams[1].url: upstreams[0] is at 'grpc://A:1' already; keep one"),
     ],
