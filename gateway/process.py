@@ -37,6 +37,7 @@ from quadrate.telemetry import log
 
 if TYPE_CHECKING:
     from quadrate.config.gateway import GatewaySettings
+    from quadrate.config.mapping import MoreNames
     from quadrate.server import Service
     from quadrate.telemetry import Telemetry
 
@@ -51,7 +52,8 @@ class Gateway:
         self.settings = settings
         self._metrics = telemetry.metrics
         configuration = Configuration.load(settings)
-        self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings), more_names=_more_names(settings))
+        more_names = _more_names(settings.more_names)
+        self.routes = Routes(configuration.routing, telemetry.metrics, over_http=_over_http(settings), more_names=more_names)
         self.redis = _redis(settings, telemetry)
         self.quotas = self._quotas(configuration)
         self.room = Room(requests=settings.max_requests_in_flight, size_bytes=settings.max_mib_in_flight * 2**20)
@@ -168,8 +170,8 @@ def _redis(settings: GatewaySettings, telemetry: Telemetry) -> SharedRedis | Non
     return SharedRedis(settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds, metrics=telemetry.metrics)
 
 
-def _more_names(settings: GatewaySettings) -> dict[tuple[int, str], str]:
-    mappings = {EMBED: settings.embed_mapping, RERANK: settings.rerank_mapping}
+def _more_names(names: MoreNames) -> dict[tuple[int, str], str]:
+    mappings = {EMBED: names.embed, RERANK: names.rerank}
     return {(task, name): target for task, mapping in mappings.items() for name, target in mapping.items()}
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from quadrate.config.gateway import GatewaySettings
+    from quadrate.config.mapping import MoreNames
     from quadrate.config.tls import Stamp
     from quadrate.telemetry import Metrics
 
@@ -37,27 +38,31 @@ MOST_LINES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What the files say, each in itself right."""
+    """What the files say, each in itself right, and the names that variables add."""
 
     routing: RoutingFile
     auth: AuthFile
     limits: RateLimitsFile
+    more_names: MoreNames
     upstream_tls: Stamp = ()
     """Tells the files by which upstreams are called over TLS from their successors."""
 
     @classmethod
     def load(cls, settings: GatewaySettings) -> Configuration:
         """Read all files. Raises ConfigError, which names file, line and what is allowed."""
+        routing = load_routing(settings.routing_path)
+        settings.more_names.check(routing)
         return cls(
-            routing=load_routing(settings.routing_path),
+            routing=routing,
             auth=load_auth(settings.auth_path),
             limits=load_rate_limits(settings.rate_limits_path),
+            more_names=settings.more_names,
             upstream_tls=settings.upstream_tls.checked(),
         )
 
     def loose_ends(self) -> tuple[str, ...]:
         """Return what leads nowhere, a sentence each."""
-        return loose_ends(self.routing, self.auth, self.limits)
+        return (*loose_ends(self.routing, self.auth, self.limits), *self.more_names.loose_ends(self.routing))
 
     def changed(self, before: Configuration) -> list[str]:
         """Return the names of the parts that differ."""

@@ -162,10 +162,7 @@ class Routes:
         await asyncio.gather(*(peer.close() for peer in self._peers()))
 
     def _read(self, file: RoutingFile) -> Table:
-        """Return the table of a file, made of the pools there are as far as they are what it says.
-
-        Raises ConfigError for files of TLS, and for more names that do not fit.
-        """
+        """Return the table of a file, made of the pools there are as far as they are what it says. Raises ConfigError for files of TLS."""
         self._read_stamp = self._tls.stamp()
         wanted = [(EMBED, route) for route in file.embeddings] + [(RERANK, route) for route in file.rerank]
         return Table((self._pool(route, task) for task, route in wanted), self._more_names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from quadrate.errors import ConfigError, ModelNotFound, PermissionDenied
+from quadrate.errors import ModelNotFound, PermissionDenied
 from quadrate.shown import shown
 from quadrate.v1 import model_pb2
 
@@ -29,14 +29,14 @@ class Table:
 
     Args:
         pools: The models.
-        more_names: Names besides those of their routes, with what they stand for. Raises ConfigError for one that is taken, or stands
-            for nothing.
+        more_names: Names besides those of their routes, with what they stand for, as far as there is such a model.
     """
 
     def __init__(self, pools: Iterable[Pool], more_names: MoreNames = MappingProxyType({})) -> None:
         self.pools = tuple(pools)
         named = {(pool.task, name): pool for pool in self.pools for name in pool.route.names}
-        self._by_name = named | {(task, name): _meant(task, name, target, named) for (task, name), target in more_names.items()}
+        found = {(task, name): named.get((task, target)) for (task, name), target in more_names.items()}
+        self._by_name = {key: pool for key, pool in found.items() if pool is not None} | named
 
     def get(self, task: int, name: str) -> Pool | None:
         """Return the model of a name for a task, enabled or not."""
@@ -81,16 +81,6 @@ class Table:
         if (other, name) in self._by_name and (task, name) not in self._by_name:
             return ModelNotFound(f"The model '{name}' {_WHERE[other]}.", param="model")
         return _unknown(name, [pool.alias for pool in self.visible(principal, with_disabled=False) if pool.task == task])
-
-
-def _meant(task: int, name: str, target: str, named: Mapping[tuple[int, str], Pool]) -> Pool:
-    variable = f"{_TASKS[task].upper()}_MODEL_MAPPING"
-    if (found := named.get((task, target))) is None:
-        known = ", ".join(dict.fromkeys(pool.alias for (of, _), pool in named.items() if of == task)) or "none"
-        raise ConfigError(f"{variable}: {name!r} stands for {target!r}, which no route has as its name; there are: {known}")
-    if named.get((task, name), found) is not found:
-        raise ConfigError(f"{variable}: {name!r} is the name of {named[task, name].alias!r} already; choose another")
-    return found
 
 
 def _unknown(name: str, served: list[str]) -> ModelNotFound:

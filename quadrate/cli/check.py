@@ -52,9 +52,9 @@ def run(options: Options, *, as_json: bool) -> int:
     outcomes = {name: _outcome(check) for name, check in files.items()}
     together = all(found.ok for found in outcomes.values())
     outcomes["routing.yaml and models.yaml"] = _outcome(lambda: _mesh(options) if together else _routes(options))
+    outcomes["environment"] = _outcome(lambda: _environment(options))
     if all(found.ok for found in outcomes.values()):  # or what is wrong would be told again
         outcomes["all of them together"] = _outcome(lambda: _together(options))
-    outcomes["environment"] = _outcome(lambda: _environment(options))
     outcomes["envoy"] = _outcome(lambda: _envoy(options))
     _show(options.config, outcomes, as_json=as_json)
     return 0 if all(found.ok for found in outcomes.values()) else 1
@@ -144,7 +144,9 @@ def _limits(config: Path) -> Found:
 def _together(options: Options) -> Found:
     """Tell what is right in each file and leads nowhere."""
     auth, limits = load_auth(options.config / "auth.yaml"), load_rate_limits(options.config / "rate_limits.yaml")
-    found = loose_ends(assemble.read(options).routing, auth, limits)
+    routing, more_names = assemble.read(options).routing, load_gateway_settings().more_names
+    more_names.check(routing)
+    found = (*loose_ends(routing, auth, limits), *more_names.loose_ends(routing))
     return Found("\n      ".join(found), "note") if found else Found("no loose ends")
 
 

@@ -10,7 +10,7 @@ import pydantic
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.config.features import Features, read_flags
-from quadrate.config.mapping import ModelMapping
+from quadrate.config.mapping import ModelMapping, MoreNames
 from quadrate.config.refused import reason
 from quadrate.config.shipped import shipped
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
@@ -94,7 +94,8 @@ class GatewaySettings(BaseSettings):
     """The most characters of one document to rerank. Longer ones are cut and named on the Cohere and Jina routes, and refused natively
     unless truncation was asked for. Set it alike for gateway and rerank worker."""
     embed_mapping: ModelMapping = pydantic.Field(default_factory=dict, validation_alias="EMBED_MODEL_MAPPING")
-    """More names of embedding models, as a JSON object of name to a route's `model` or `served_name`: requests may use either."""
+    """More names of embedding models, as a JSON object of name to a route's `model` or `served_name`: requests may use either. One that
+    stands for no route is told as a loose end: workers read the variable, too, and know other models."""
     rerank_mapping: ModelMapping = pydantic.Field(default_factory=dict, validation_alias="RERANK_MODEL_MAPPING")
     """The same of rerankers."""
     max_requests_in_flight: int = pydantic.Field(default=4096, gt=0)
@@ -140,6 +141,11 @@ class GatewaySettings(BaseSettings):
     def unknown_feature_flags(self) -> tuple[str, ...]:
         """The flags that mean nothing to this version."""
         return read_flags(self.feature_flags)[1]
+
+    @property
+    def more_names(self) -> MoreNames:
+        """Names of models besides those that the routes give them."""
+        return MoreNames(self.embed_mapping, self.rerank_mapping)
 
     @pydantic.model_validator(mode="after")
     def _check_tls(self) -> Self:

@@ -378,6 +378,24 @@ def test_a_check_shows_loose_ends_apart_from_what_is_good(options: Options, tmp_
     assert "good  auth.yaml: 1 key; " in told
 
 
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [
+        ('{"ours": "nope"}', "note  all of them together: EMBED_MODEL_MAPPING: 'ours' stands for 'nope', which no route has as its name"),
+        ('{"a": "b"}', "BAD   all of them together: EMBED_MODEL_MAPPING: 'a' is the name of 'a' already; choose another"),
+    ],
+)
+def test_a_check_holds_names_that_variables_give_against_the_routes(
+    mapping: str, told: str, options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the gateway does at its start."""
+    monkeypatch.setenv("EMBED_MODEL_MAPPING", mapping)
+    upstream = "upstream: {type: grpc, url: 'grpc://elsewhere:1'}"
+    routing = f"embeddings: [{{model: a, {upstream}}}, {{model: b, {upstream}}}]"
+    check.run(dataclasses.replace(options, config=configured(tmp_path / "configs", routing=routing)), as_json=False)
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("routing", ["", "{}", 'embeddings: [{model: m, enabled: false, upstream: {type: grpc, url: "grpc://a:1"}}]'])
 def test_a_mesh_that_could_serve_nothing_is_not_begun(
     routing: str, options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]

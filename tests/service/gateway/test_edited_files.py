@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REQUEST = embed_pb2.EmbedRequest(model="fake", inputs=[options_pb2.Input(text="hello world")])
+TAKEN = "EMBED_MODEL_MAPPING: 'ours' is the name of 'ours' already; choose another"
 FAST = {"routing_reload_interval_seconds": 0.05}
 
 
@@ -247,14 +248,25 @@ async def test_routes_that_enable_nothing_are_taken_and_told(open_door: Callable
         await door.until(lambda: door.gateway.readiness.status == "ok" and not door.gateway.reload.loose_ends)
 
 
-async def test_an_edit_that_a_given_name_forbids_is_refused_and_leaves_no_connection(open_door: Callable[..., Any], tmp_path: Path) -> None:
-    """A name of EMBED_MODEL_MAPPING would stand for nothing. What the edit brings is let go, however often the file is looked at."""
-    other = f"upstream: {{type: openai, url: 'http://127.0.0.1:{free_port()}'}}"
+async def test_an_edit_that_takes_a_name_already_given_is_refused(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """One name of EMBED_MODEL_MAPPING would be two models'. Nothing is connected to for it."""
     async with FakeWorker() as worker, open_door(route(worker), EMBED_MODEL_MAPPING={"ours": "fake"}, **FAST) as door:
-        write(tmp_path / "routing.yaml", f"embeddings: [{{model: other, {other}}}]")
-        await door.until(lambda: "'ours' stands for 'fake'" in door.gateway.reload.problem)
-        await door.until(lambda: not door.gateway.routes._servers)
+        before = (tmp_path / "routing.yaml").read_text()
+        other = f"{{model: ours, upstream: {{type: openai, url: 'http://127.0.0.1:{free_port()}'}}}}"
+        write(tmp_path / "routing.yaml", before.replace("embeddings: [", f"embeddings: [{other}, "))
+        await door.until(lambda: door.gateway.reload.problem == TAKEN)
+        assert not door.gateway.routes._servers
         await door.embed.Embed(embed_pb2.EmbedRequest(model="ours", inputs=REQUEST.inputs))
+
+
+async def test_a_given_name_that_leads_nowhere_is_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
+    """Workers read the same variable and may know the model: no reason to refuse a file."""
+    async with FakeWorker() as worker, open_door(route(worker), EMBED_MODEL_MAPPING={"ours": "fake", "theirs": "gone"}, **FAST) as door:
+        told = "EMBED_MODEL_MAPPING: 'theirs' stands for 'gone', which no route has as its name; there are: fake"
+        assert (await configuration(door))["loose_ends"] == [told]
+        write(tmp_path / "routing.yaml", "{}")
+        await door.until(lambda: len(door.gateway.reload.loose_ends) == 3)
+        assert door.gateway.reload.problem == ""
 
 
 async def test_of_many_mistakes_some_are_told(open_door: Callable[..., Any], tmp_path: Path) -> None:
