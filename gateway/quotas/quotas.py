@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 2.0
 """How often gateways are counted and use is handed over."""
 REMEMBERED_SECONDS = 1.0
-"""How long after a refusal requests of the same caller are looked at before they are tokenised, by what is known here."""
+"""How long after a refusal, at least, requests of the same caller are looked at before they are tokenised, by what is known here."""
 MOST_REMEMBERED = 10_000
 PAUSE_SECONDS_PER_BYTE = 2e-6
-"""How long after texts of such a caller were read, to find out whether their answers are known, no others are. Reading takes about a tenth
-of it (65 ms for 60,000 tokens)."""
+"""How long after texts of such a caller were read no others are, not even to find out whether their answers are known. Reading takes about
+a tenth of it (65 ms for 60,000 tokens)."""
 LEASE_SPARE_SECONDS = 10.0
 """A request under way counts so long past its deadline if its gateway is lost and cannot say that it ended."""
 _LONGEST_LEASE_SECONDS = 3600.0
@@ -142,7 +142,7 @@ class Quotas:
         lease = f"{self._lease_prefix}-{next(self._lease_numbers)}" if plan.has_leases else ""
         entry = await self._ledger.charge(plan, costs, lease, _lease_us(call) if lease else 0.0)
         if not entry.reply.allowed:
-            self._remember(name)
+            self._remember(name, call)
             self._refuse(entry, costs, name, alias, call)
         call.charge = Charge(entry, costs, tokens, lease, partial(self._end, name, alias))
         return call.charge
@@ -186,10 +186,13 @@ class Quotas:
         self.usage.row(name, alias).refused += 1
         raise error
 
-    def _remember(self, name: str) -> None:
+    def _remember(self, name: str, call: Call) -> None:
+        """Take note that a caller was refused after its texts were read."""
         if len(self._refused_until) >= MOST_REMEMBERED:
             self._forget()
-        self._refused_until[name] = time.monotonic() + REMEMBERED_SECONDS
+        now, pause = time.monotonic(), call.size_bytes * PAUSE_SECONDS_PER_BYTE
+        self._refused_until[name] = now + max(REMEMBERED_SECONDS, pause)
+        self._unread_until[name] = now + pause
 
     def _forget(self) -> None:
         self._refused_until.clear()

@@ -56,7 +56,7 @@ class Limits:
 
     def texts_of(self, tokens: int) -> int:
         """Return how many texts of one length a run holds."""
-        return max(1, min(self.texts, self.tokens // tokens))
+        return max(1, min(self.texts, self.tokens // max(1, tokens)))
 
 
 @dataclass(frozen=True, slots=True)
