@@ -94,7 +94,7 @@ class Pool:
         self._serving = [replica for replica in found if replica.upstream.priority == first]
         if self._serving:
             self.known = self._choose_reader()
-            # Those that read text differently, or give other vectors, wait until the others are gone (servers over HTTP of another width are
+            # Those that read text differently, or give other vectors, wait until the others are gone (a server over HTTP of another width is
             # not asked even then): ids of one tokenizer mean nothing to another, and vectors of two widths belong into no index together.
             self._serving = [replica for replica in self._serving if _goes_with(replica.facts, self.known)]
             self._hold_to_width(self.known.card.dimensions)
