@@ -94,8 +94,8 @@ class Pool:
         self._serving = [replica for replica in found if replica.upstream.priority == first]
         if self._serving:
             self.known = self._choose_reader()
-            # Those that read text differently, or give other vectors, wait until the others are gone (a server over HTTP of another width is
-            # not asked even then): ids of one tokenizer mean nothing to another, and vectors of two widths belong into no index together.
+            # Those that read text differently, or give other vectors, wait until the others are gone (a server over HTTP with another width
+            # not even then): ids of one tokenizer mean nothing to another, and vectors of two widths belong into no index together.
             self._serving = [replica for replica in self._serving if _goes_with(replica.facts, self.known)]
             self._hold_to_width(self.known.card.dimensions)
         for replica in self.replicas:
