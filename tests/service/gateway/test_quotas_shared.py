@@ -27,7 +27,7 @@ from tests.processes import eventually
 from tests.quota_model import StoreMachine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from gateway.quotas.rules import Reply
     from tests.redis_server import RedisServer
@@ -263,13 +263,8 @@ async def test_what_a_request_gives_back_on_a_trip_that_is_lost_is_given_back_on
     assert [reply.states[0] / 60e6, *reply.states[1:]] == [pytest.approx(35.0, abs=0.1), 1.0, 35.0]
 
 
-@pytest.mark.parametrize("times", [1, 2])
-async def test_what_was_given_back_and_not_answered_is_given_back_once(
-    redis: SharedRedis, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    """However often the answers are lost, and whatever is asked for meanwhile."""
-    store, rules = SharedStore(redis), [bucket(100.0), leases(5.0)]
-    charged = [await store.charge(rules, [20.0, 1.0], f"lease-{number}", 60e6) for number in range(3)]
+def lose_answers(monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[int]:
+    """Let so many trips be made whose answers never come; return what counts the trips."""
     send, losses = shared_module._send, itertools.count()
 
     async def lose_the_answer(*arguments: Any) -> list[Any]:
@@ -279,6 +274,17 @@ async def test_what_was_given_back_and_not_answered_is_given_back_once(
         return replies
 
     monkeypatch.setattr(shared_module, "_send", lose_the_answer)
+    return losses
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_was_given_back_and_not_answered_is_given_back_once(
+    redis: SharedRedis, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """However often the answers are lost, and whatever is asked for meanwhile."""
+    store, rules = SharedStore(redis), [bucket(100.0), leases(5.0)]
+    charged = [await store.charge(rules, [20.0, 1.0], f"lease-{number}", 60e6) for number in range(3)]
+    losses = lose_answers(monkeypatch, times)
     for number in range(2):
         store.settle(rules, [-5.0, 0.0], f"lease-{number}", charged[number].now_us)
     await eventually(lambda: not redis.available, "an answer is lost")
@@ -355,15 +361,7 @@ async def test_only_what_was_carried_out_is_given_back_and_only_once(
     """Of a trip whose answer is lost after Redis did it, as is the answer to what gives it back."""
     store, rules = SharedStore(redis), [bucket(10.0), leases(2.0)]
     await store.charge(rules, [1.0, 1.0], "answered", 60e6)
-    send, losses = shared_module._send, itertools.count()
-
-    async def lose_the_answer(*arguments: Any) -> list[Any]:
-        replies = await send(*arguments)
-        if next(losses) < times:
-            raise TimeoutError
-        return replies
-
-    monkeypatch.setattr(shared_module, "_send", lose_the_answer)
+    losses = lose_answers(monkeypatch, times)
     charges = [store.charge(rules, [cost, 1.0], f"lost-{cost}", 60e6) for cost in (20.0, 4.0, 3.0)]  # of which the second has room
     outcomes = await asyncio.gather(*charges, return_exceptions=True)
     assert all(isinstance(outcome, RedisAway) for outcome in outcomes)
