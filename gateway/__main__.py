@@ -9,6 +9,7 @@ import sys
 from gateway.process import Gateway
 from quadrate.arguments import parser
 from quadrate.config.gateway import load_gateway_settings
+from quadrate.cores import interrupt_nobody
 from quadrate.errors import ConfigError
 from quadrate.server import run
 from quadrate.telemetry import Telemetry, log
@@ -26,6 +27,7 @@ async def serve() -> None:
 def main() -> int:
     """Return the exit status: 0 after a wish to stop, 2 if something configured cannot be used."""
     parser("python -m gateway", "The gateway.", "ROUTER_*").parse_args()
+    interrupt_nobody()  # several wake-ups become one where workers compute on the same cores: docs/decisions.md
     try:
         run(serve())
     except ConfigError as exc:

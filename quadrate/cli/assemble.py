@@ -18,7 +18,7 @@ from quadrate.config.edge import load_edge_settings
 from quadrate.config.loose_ends import NOTHING_ENABLED
 from quadrate.config.rate_limits import load_rate_limits
 from quadrate.config.routing import RoutingFile, load_routing
-from quadrate.config.worker import usable_cores
+from quadrate.cores import usable_cores
 from quadrate.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from quadrate.config.worker import usable_cores
+from quadrate.cores import usable_cores
 from quadrate.runtime import gpus, processor
 
 if TYPE_CHECKING:

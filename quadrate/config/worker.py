@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from quadrate.config.mapping import ModelMapping
 from quadrate.config.refused import reason
 from quadrate.config.tls import ServerTls
+from quadrate.cores import usable_cores
 from quadrate.errors import ConfigError
 
 _DEVICES = re.compile(r"auto|cpu|gpu(:(\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{8,64}))?")
@@ -30,19 +28,6 @@ Device = Annotated[str, pydantic.AfterValidator(_check_device)]
 """`auto`, `cpu`, `gpu`, or `gpu:` and its number or UUID."""
 Precision = Literal["exact", "fast", "small"]
 Port = Annotated[int, pydantic.Field(ge=0, le=65535)]
-
-
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: those it may run on, but no more than its container's quota, rounded up."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = _CGROUP_QUOTA.read_text().split()
-        if quota != "max":
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
 
 
 class WorkerSettings(BaseSettings):

@@ -18,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from quadrate.cores import give_way
 from quadrate.errors import DeadlineExceeded, Overloaded, QuadrateError, Unavailable
 from quadrate.runtime import admission, batching
-from quadrate.runtime.jobs import Batch, Job, Text
+from quadrate.runtime.jobs import LONG, NICENESS, SHORT, Batch, Job, Text
 from quadrate.runtime.waiting import Line, Tenants
 from quadrate.standing import NOBODY, Standing
 
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from quadrate.runtime.packing import Reading
     from quadrate.telemetry import Trace
 
-SHORT, LONG = False, True
-NICENESS = {SHORT: 5, LONG: 10}
-"""Runners yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run.
-And runs of long texts yield to those of short ones."""
 STUCK_FACTOR = 20.0
 """A run is stuck when it takes so many times longer than predicted, and longer than the scheduler's `stuck_seconds`."""
 STOOD_STILL_SECONDS = 5.0
@@ -346,7 +342,7 @@ class Scheduler:
     # On the runners' threads.
 
     def _serve(self, slot: int, lane: _Lane) -> None:
-        _yield_to_others(NICENESS[lane.is_long])
+        give_way(NICENESS[lane.is_long])
         while (batch := self._next(slot, lane)) is not None:
             self._run(batch)
             with self._lock:
@@ -501,7 +497,7 @@ class Scheduler:
     def _run(self, batch: Batch) -> None:
         outputs = sorted({output for text in batch.texts for output in text.job.outputs})
         try:
-            results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide)
+            results = batch.lane.session.run([text.reading for text in batch.texts], outputs, wide=batch.wide, is_long=batch.is_long)
             _check_rows(results, outputs, len(batch.texts))
         except Exception as error:  # noqa: BLE001 - whatever it is, the session is broken
             batch.lane.broken = True
@@ -574,10 +570,3 @@ def _check_rows(results: Mapping[str, Sequence[NDArray[np.float32]]], outputs: S
     for name in outputs:
         if len(results.get(name, ())) != texts:
             raise ValueError(f"{len(results.get(name, ()))} rows of {name} for {texts} texts")
-
-
-def _yield_to_others(niceness: int) -> None:
-    """Give this thread a lower priority, where threads have one of their own."""
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

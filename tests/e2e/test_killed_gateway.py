@@ -142,6 +142,10 @@ def test_nothing_stays_behind(stop: signal.Signals, free_ports: dict[str, int], 
         reference.check([answer.json()["data"][0]["embedding"]], [0])
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 4
+        if sys.platform == "linux":  # that the gateway interrupts nobody, and that it alone does so
+            assert [os.sched_getscheduler(child.pid) == os.SCHED_BATCH for child in children] == [
+                "gateway" in child.cmdline() for child in children
+            ]
         process.send_signal(stop)
         process.wait(STOP_SECONDS)
     assert psutil.wait_procs(children, timeout=1)[1] == []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +32,6 @@ from quadrate.testing.model_folder import tiny_config, write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -257,14 +259,38 @@ def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monke
     openvino = pytest.importorskip("quadrate.runtime.sessions.openvino", reason="the extra openvino is not installed")
     monkeypatch.setattr(openvino, "LONG_TOKENS", 20)
     session = openvino.OpenVinoSession(tiny_graph(tmp_path, "float32", "openvino"), threads=2)
-    short, long = [Reading.of(np.full(length, 5, np.int32)) for length in (7, 30)]
-    with ThreadPoolExecutor(1) as threads:
-        with session._long:
-            waiting = threads.submit(session.run, [long], ["unit"], wide=False)
-            assert len(session.run([short], ["unit"], wide=False)["unit"]) == 1
-            assert len(session.run([short], ["unit"], wide=True)["unit"]) == 1
-            assert not waiting.done()
-        assert len(waiting.result()["unit"]) == 1
+    short, long, very_long = [Reading.of(np.full(length, 5, np.int32)) for length in (7, 15, 30)]
+    with ThreadPoolExecutor(3) as threads, ExitStack() as taken:
+        taken.enter_context(session._room)
+        held = [session._long._free.get() for _ in range(2)]
+        waiting = [threads.submit(session.run, [text], ["unit"], wide=False, is_long=True) for text in (long, long, very_long)]
+        assert len(session.run([short], ["unit"], wide=False)["unit"]) == 1
+        assert len(session.run([short], ["unit"], wide=True)["unit"]) == 1
+        assert not any(future.done() for future in waiting)
+        for request in held:
+            session._long._free.put(request)
+        taken.close()
+        assert [len(future.result()["unit"]) for future in waiting] == [1, 1, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_openvinos_threads_yield_as_the_scheduler_wants(tmp_path: Path) -> None:
+    """OpenVINO's own threads run short texts at the niceness of short ones, and long texts at that of long ones."""
+    openvino = pytest.importorskip("quadrate.runtime.sessions.openvino", reason="the extra openvino is not installed")
+    ours = set(run_nanoseconds())
+    session = openvino.OpenVinoSession(tiny_graph(tmp_path, "float32", "openvino"), threads=2)
+    for wide, is_long, niceness in ((False, False, 5), (False, True, 10), (True, False, 10)):
+        before = run_nanoseconds()
+        for _ in range(50):
+            session.run([Reading.of(np.full(30, 5, np.int32))], ["unit"], wide=wide, is_long=is_long)
+        taken = {thread: total - before[thread] for thread, total in run_nanoseconds().items() if thread not in ours}
+        assert os.getpriority(os.PRIO_PROCESS, max(taken, key=taken.__getitem__)) == niceness
+    session.close()
+
+
+def run_nanoseconds() -> dict[int, int]:
+    """Return how long each thread of this process has run, by the kernel's number of it."""
+    return {int(thread.name): int((thread / "schedstat").read_text().split()[0]) for thread in Path("/proc/self/task").iterdir()}
 
 
 def test_causal_models_read_less_through_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,11 +55,13 @@ class FakeSession:
         self.gate.set()
         self.entered = threading.Semaphore(0)
         self.runs: list[tuple[list[int], bool]] = []
+        self.long: list[bool] = []
         self.error: Exception | None = None
         self.missing_rows = 0
 
-    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Any]:
+    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False) -> Mapping[str, Any]:
         """See Session."""
+        self.long.append(is_long)
         self.runs.append(([int(reading.ids[0]) for reading in readings], wide))
         self.entered.release()
         assert self.gate.wait(30)

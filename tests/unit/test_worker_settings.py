@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings, usable_cores
+from quadrate.config.worker import EmbedSettings, RerankSettings, load_worker_settings
 from quadrate.errors import ConfigError
 from quadrate.runtime.batching import Limits
 from quadrate.runtime.jobs import Rules
@@ -71,15 +71,3 @@ def test_batches_are_as_the_device_likes_them_unless_told_otherwise(monkeypatch:
     assert rules.limits.window == 300
     assert (rules.is_long(128), rules.is_long(129)) == (False, True)
     assert (rules_of(usual, on_gpu=False).is_long(256), rules_of(usual, on_gpu=False).is_long(257)) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 8), ("", 8)]
-)
-def test_a_containers_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
-    """A container's quota bounds the cores, rounded up; without one those count that the process may run on."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    monkeypatch.setattr("quadrate.config.worker._CGROUP_QUOTA", file)
-    assert usable_cores() == expected

@@ -51,6 +51,7 @@ class CudaSession:
         outputs: Sequence[str],
         *,
         wide: bool,  # noqa: ARG002 - as every session
+        is_long: bool = False,  # noqa: ARG002 - as every session
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs)

@@ -42,6 +42,7 @@ class NullSession:
         outputs: Sequence[str],
         *,
         wide: bool,  # noqa: ARG002 - as every session
+        is_long: bool = False,  # noqa: ARG002 - as every session
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         if self._run_seconds or self._token_seconds:

@@ -52,7 +52,14 @@ class OnnxSession:
         self._narrow = open_graph(graph, provider, cpu_options(threads if is_large else 1))
         self._wide = self._narrow if is_large or threads == 1 else open_graph(graph, provider, cpu_options(threads))
 
-    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(
+        self,
+        readings: Sequence[Reading],
+        outputs: Sequence[str],
+        *,
+        wide: bool,
+        is_long: bool = False,  # noqa: ARG002 - a run has the priority of the thread that calls
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs)
         session = self._wide if wide else self._narrow

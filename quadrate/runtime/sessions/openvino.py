@@ -7,19 +7,22 @@ import math
 import mmap
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import openvino
 
+from quadrate.cores import give_way
 from quadrate.errors import ConfigError
+from quadrate.runtime.jobs import LONG, NICENESS, SHORT
 from quadrate.runtime.packing import Reading, Steps, pack
 from quadrate.runtime.sessions.session import rows
 from quadrate.runtime.sessions.way import OPENVINO
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,14 +35,18 @@ KERNELS = 256
 KEPT_TOKENS = 2048
 """What a run of more needs is given back behind it."""
 LONG_TOKENS = 1024
-"""A run of more goes where lone requests go, so that short ones never wait for its end."""
+"""A run of more goes where lone requests go, over all cores, one at a time."""
 WARM_TOKENS = 8
-TWO_MODELS_BYTES = 2**28
-"""The most weights that are packed twice, as for a lone request over all cores."""
+SEVERAL_MODELS_BYTES = 2**28
+"""The most weights that are packed three times: for short texts, for long ones, and for a run over all cores."""
 
 
 class OpenVinoSession:
     """A graph on OpenVINO.
+
+    OpenVINO runs on threads of its own, no more than there are cores, whatever the priority of the thread that calls. So long texts have a
+    compiled model of their own, whose threads yield to those of short texts. A large model is compiled once: there a short text may wait
+    for the end of one run of a long one.
 
     Args:
         graph: What runs, written in float32.
@@ -54,54 +61,63 @@ class OpenVinoSession:
         self._inputs = graph.inputs
         self._forms = graph.outputs
         self._weights = _Weights(graph)
+        is_large = graph.weight_bytes > SEVERAL_MODELS_BYTES
         try:
             core = openvino.Core()
             model = _read(core, graph.proto, self._weights.arrays)
-            self._narrow = _Requests(_compile(core, model, streams=threads, threads=threads), threads)
-            two = threads > 1 and graph.weight_bytes <= TWO_MODELS_BYTES
-            self._wide = _Requests(_compile(core, model, streams=1, threads=threads), 1) if two else self._narrow
+            # The wide one first: it starts the threads that help others to compile, and helpers must keep nobody waiting.
+            wide = None if is_large else _Requests(core, model, streams=1, threads=threads, niceness=NICENESS[LONG])
+            self._narrow = _Requests(core, model, streams=threads, threads=threads, niceness=NICENESS[SHORT])
+            self._wide = wide or self._narrow
+            has_own = not is_large and threads > 1
+            self._long = _Requests(core, model, streams=threads, threads=threads, niceness=NICENESS[LONG]) if has_own else self._wide
         except RuntimeError as error:
             raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
-        # OpenVINO has no more streams than cores. Long texts must leave one to short ones, where they have no model of their own.
-        self._long = threading.Semaphore(1 if two else max(1, threads - 1))
+        # Very long texts must leave a thread to short ones, where they have no model of their own.
+        self._room = threading.Semaphore(max(1, threads - 1) if is_large else 1)
         self._warm()
 
-    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+    def run(
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs, STEPS)
-        results = self._run(feeds, outputs, wide=wide, is_long=layout.tokens > LONG_TOKENS)
+        with self._model(layout.tokens, wide=wide, is_long=is_long) as model:
+            results = model.run(feeds, outputs)
         return {name: rows(result, self._forms[name], layout) for name, result in zip(outputs, results, strict=True)}
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, wide: bool, is_long: bool) -> list[NDArray[np.float32]]:
-        # A lone request does not wait for a long text that has the model of both.
-        has_wide = (is_long or wide) and self._long.acquire(blocking=is_long)
-        if not has_wide:
-            return self._narrow.run(feeds, outputs)
+    @contextlib.contextmanager
+    def _model(self, tokens: int, *, wide: bool, is_long: bool) -> Iterator[_Requests]:
+        """Give the model that a run of so many tokens goes to: a very long one waits for its turn, a lone one does not."""
+        is_very_long = tokens > LONG_TOKENS
+        if not ((is_very_long or wide) and self._room.acquire(blocking=is_very_long)):
+            yield self._long if is_long else self._narrow
+            return
         try:
-            return self._wide.run(feeds, outputs)
+            yield self._wide
         finally:
-            self._long.release()
+            self._room.release()
 
     def _warm(self) -> None:
-        """Run once, so that weights are packed before the first request, and let go of the pages that only packing touched."""
-        for wide in (False, True):
-            self.run([Reading.of(np.zeros(WARM_TOKENS, np.int32))], list(self._forms), wide=wide)
+        """Run each model once, so that weights are packed before the first request, and let go of the pages that only packing touched."""
+        for wide, is_long in ((False, False), (False, True), (True, False)):
+            self.run([Reading.of(np.zeros(WARM_TOKENS, np.int32))], list(self._forms), wide=wide, is_long=is_long)
         self._weights.release()
 
     def close(self) -> None:
         """See Session."""
-        del self._narrow, self._wide, self._weights
+        del self._narrow, self._wide, self._long, self._weights
 
 
 class _Requests:
-    """The requests of a compiled model, one for each run that may go on at once; each keeps what its runs need."""
+    """A compiled model and its requests, one for each run that may go on at once; each keeps what its runs need."""
 
-    def __init__(self, model: Any, count: int) -> None:
-        self._model = model
+    def __init__(self, core: Any, model: Any, *, streams: int, threads: int, niceness: int) -> None:
+        self._model = _compile(core, model, streams=streams, threads=threads, niceness=niceness)
         self._is_swollen = False
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(model.create_infer_request())
+        for _ in range(streams):
+            self._free.put(self._model.create_infer_request())
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[np.float32]]:
         request = self._free.get()
@@ -169,7 +185,7 @@ def _read(core: Any, proto: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
     return model
 
 
-def _compile(core: Any, model: Any, *, streams: int, threads: int) -> Any:
+def _compile(core: Any, model: Any, *, streams: int, threads: int, niceness: int) -> Any:
     options = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "NUM_STREAMS": str(streams),
@@ -178,4 +194,6 @@ def _compile(core: Any, model: Any, *, streams: int, threads: int) -> Any:
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": str(KERNELS),
     }
-    return core.compile_model(model, "CPU", options)
+    # The threads of a model have the niceness of the one that compiles it.
+    with ThreadPoolExecutor(1, initializer=give_way, initargs=(niceness,)) as thread:
+        return thread.submit(core.compile_model, model, "CPU", options).result()

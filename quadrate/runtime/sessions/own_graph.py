@@ -69,7 +69,14 @@ class OwnGraphSession:
         self.forms: Mapping[str, Form] = self._forms()
         """What it gives, by the name of the output."""
 
-    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[Array]]:
+    def run(
+        self,
+        readings: Sequence[Reading],
+        outputs: Sequence[str],
+        *,
+        wide: bool,
+        is_long: bool = False,  # noqa: ARG002 - a run has the priority of the thread that calls
+    ) -> Mapping[str, Sequence[Array]]:
         """See Session."""
         session = self._wide if wide else self._narrow
         found: dict[int, Array] = {}

@@ -28,8 +28,17 @@ class Session(Protocol):
 
     provider: str
 
-    def run(self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool) -> Mapping[str, Sequence[NDArray[np.float32]]]:
-        """Return for each output one array for each text, in order. Any exception means that the session is broken."""
+    def run(
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
+    ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
+        """Return for each output one array for each text, in order. Any exception means that the session is broken.
+
+        Args:
+            readings: What is read.
+            outputs: Which of the graph's.
+            wide: Whether it has all cores, since nothing else runs.
+            is_long: Whether short texts go before it. It holds nothing that they would wait for.
+        """
 
     def close(self) -> None:
         """Let go of everything; called when no run is under way, and none follows."""
