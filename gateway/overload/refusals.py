@@ -69,7 +69,7 @@ class Refusals:
         refusal = self._known.get((standing.tenant, standing.priority))
         if refusal is None or not refusal.covers(tokens, math.inf if left_seconds is None else left_seconds):
             return 0.0
-        return max(0.0, refusal.until - self._clock())
+        return min(max(0.0, refusal.until - self._clock()), LONGEST_SECONDS)  # sums of floats are a bit more
 
     def _forget(self, now: float) -> None:
         self._known = {key: refusal for key, refusal in self._known.items() if refusal.until > now}
