@@ -131,13 +131,13 @@ class Folder:
         self._write("state.json", dataclasses.asdict(state))
 
     def read_state(self) -> MeshState | None:
-        """Read state.json; None if there is none."""
+        """Read state.json; None if there is none. What only another version writes is passed over."""
         try:
             data = json.loads((self.path / "state.json").read_text())
         except (OSError, ValueError):
             return None
-        data["processes"] = [ProcessState(**_with_tuples(row)) for row in data["processes"]]
-        return MeshState(**data)
+        data["processes"] = [ProcessState(**_known(ProcessState, _with_tuples(row))) for row in data["processes"]]
+        return MeshState(**_known(MeshState, data))
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the lock."""
@@ -161,6 +161,12 @@ class Folder:
         scratch = self.path / f".{name}.{os.getpid()}"
         scratch.write_text(json.dumps(data, indent=1))
         scratch.replace(self.path / name)
+
+
+def _known(kind: type[ProcessState | MeshState], row: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is no field of this version's."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {key: value for key, value in row.items() if key in names}
 
 
 def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:

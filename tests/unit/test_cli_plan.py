@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import socket
 import sys
@@ -111,6 +112,17 @@ def test_a_plan_and_a_state_survive_their_files(options: Options, tmp_path: Path
     folder.write_state(state)
     assert folder.read_state() == state
     assert Folder(tmp_path / "none").read_state() is None
+
+
+def test_a_state_that_another_version_wrote_is_read(tmp_path: Path) -> None:
+    """What a newer version's mesh left behind keeps an older one from nothing: what is not known is passed over."""
+    folder = Folder(tmp_path)
+    state = MeshState("127.0.0.1:1", 7, processes=[ProcessState("gateway", "gateway", "127.0.0.1:2", ("a",), "log")])
+    folder.write_state(state)
+    written = json.loads((tmp_path / "state.json").read_text())
+    written["mood"] = written["processes"][0]["mood"] = "good"
+    (tmp_path / "state.json").write_text(json.dumps(written))
+    assert folder.read_state() == state
 
 
 def test_a_model_of_a_flag_is_described_and_routed(options: Options, tmp_path: Path) -> None:
