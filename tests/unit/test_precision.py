@@ -254,14 +254,17 @@ def test_openvino_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
     session.close()
 
 
-def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While runs of long texts hold all that they may, runs of short ones are answered."""
+@pytest.mark.parametrize("wide_bytes", [2**28, 0])
+def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide_bytes: int) -> None:
+    """While runs of long texts hold all that they may, runs of short ones are answered, be the model small or of middling size."""
     openvino = pytest.importorskip("quadrate.runtime.sessions.openvino", reason="the extra openvino is not installed")
     monkeypatch.setattr(openvino, "LONG_TOKENS", 20)
+    monkeypatch.setattr(openvino, "WIDE_MODEL_BYTES", wide_bytes)
     session = openvino.OpenVinoSession(tiny_graph(tmp_path, "float32", "openvino"), threads=2)
     short, long, very_long = [Reading.of(np.full(length, 5, np.int32)) for length in (7, 15, 30)]
     with ThreadPoolExecutor(3) as threads, ExitStack() as taken:
-        taken.enter_context(session._room)
+        for _ in range(1 if wide_bytes else 2):
+            taken.enter_context(session._room)
         held = [session._long._free.get() for _ in range(2)]
         waiting = [threads.submit(session.run, [text], ["unit"], wide=False, is_long=True) for text in (long, long, very_long)]
         assert len(session.run([short], ["unit"], wide=False)["unit"]) == 1
@@ -271,6 +274,16 @@ def test_short_texts_do_not_wait_for_long_ones_in_openvino(tmp_path: Path, monke
             session._long._free.put(request)
         taken.close()
         assert [len(future.result()["unit"]) for future in waiting] == [1, 1, 1]
+
+
+def test_the_largest_models_are_packed_once_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights beyond the limits are packed once, and then very long texts leave a thread to short ones."""
+    openvino = pytest.importorskip("quadrate.runtime.sessions.openvino", reason="the extra openvino is not installed")
+    for limit in ("LONG_TOKENS", "WIDE_MODEL_BYTES", "LONG_MODEL_BYTES"):
+        monkeypatch.setattr(openvino, limit, 0)
+    session = openvino.OpenVinoSession(tiny_graph(tmp_path, "float32", "openvino"), threads=2)
+    assert session._narrow is session._long is session._wide
+    assert [session._room.acquire(blocking=False) for _ in range(2)] == [True, False]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")

@@ -8,6 +8,7 @@ import mmap
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,22 +36,24 @@ KERNELS = 256
 KEPT_TOKENS = 2048
 """What a run of more needs is given back behind it."""
 LONG_TOKENS = 1024
-"""A run of more goes where lone requests go, over all cores, one at a time."""
+"""A run of more goes where lone requests go: over all cores, if the model is small."""
 WARM_TOKENS = 8
-SEVERAL_MODELS_BYTES = 2**28
-"""The most weights that are packed three times: for short texts, for long ones, and for a run over all cores."""
+LONG_MODEL_BYTES = 2**30
+"""The most weights that are packed once more for long texts."""
+WIDE_MODEL_BYTES = 2**28
+"""The most weights that are packed once more for a run over all cores."""
 
 
 class OpenVinoSession:
     """A graph on OpenVINO.
 
     OpenVINO runs on threads of its own, no more than there are cores, whatever the priority of the thread that calls. So long texts have a
-    compiled model of their own, whose threads yield to those of short texts. A large model is compiled once: there a short text may wait
-    for the end of one run of a long one.
+    compiled model of their own, whose threads yield to those of short texts. The largest models are compiled once: there a short text may
+    wait for the end of one run of a long one.
 
     Args:
         graph: What runs, written in float32.
-        threads: Cores of the model: so many runs at once, each on one. A lone run has all of them, unless the model is large.
+        threads: Cores of the model: so many runs at once, each on one. A lone run has all of them if the model is small.
 
     Raises ConfigError if OpenVINO cannot run the graph.
     """
@@ -61,20 +64,20 @@ class OpenVinoSession:
         self._inputs = graph.inputs
         self._forms = graph.outputs
         self._weights = _Weights(graph)
-        is_large = graph.weight_bytes > SEVERAL_MODELS_BYTES
         try:
             core = openvino.Core()
             model = _read(core, graph.proto, self._weights.arrays)
+            requests = partial(_Requests, core, model, threads=threads)
+            has_long, has_wide = graph.weight_bytes <= LONG_MODEL_BYTES, graph.weight_bytes <= WIDE_MODEL_BYTES and threads > 1
             # The wide one first: it starts the threads that help others to compile, and helpers must keep nobody waiting.
-            wide = None if is_large else _Requests(core, model, streams=1, threads=threads, niceness=NICENESS[LONG])
-            self._narrow = _Requests(core, model, streams=threads, threads=threads, niceness=NICENESS[SHORT])
-            self._wide = wide or self._narrow
-            has_own = not is_large and threads > 1
-            self._long = _Requests(core, model, streams=threads, threads=threads, niceness=NICENESS[LONG]) if has_own else self._wide
+            wide = requests(streams=1, niceness=NICENESS[LONG]) if has_wide else None
+            self._narrow = requests(streams=threads, niceness=NICENESS[SHORT])
+            self._long = requests(streams=threads, niceness=NICENESS[LONG]) if has_long else self._narrow
+            self._wide = wide or self._long
         except RuntimeError as error:
             raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
-        # Very long texts must leave a thread to short ones, where they have no model of their own.
-        self._room = threading.Semaphore(max(1, threads - 1) if is_large else 1)
+        # Very long texts run one at a time over all cores, or each on one; where short ones have no other model, they are left a thread.
+        self._room = threading.Semaphore(1 if has_wide else threads if has_long else max(1, threads - 1))
         self._warm()
 
     def run(
