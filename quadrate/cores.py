@@ -23,8 +23,8 @@ def usable_cores() -> int:
 
 
 def give_way(niceness: int) -> None:
-    """Give this thread a lower priority, and those that it starts from now on, where threads have one of their own."""
-    if hasattr(os, "setpriority"):
+    """Give this thread a lower priority, and those that it starts from now on, on Linux: elsewhere a process has one for all."""
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
@@ -32,8 +32,9 @@ def give_way(niceness: int) -> None:
 def interrupt_nobody() -> None:
     """Let this thread, and those that it starts from now on, begin when a core is free or its turn has come, on Linux.
 
-    Else each wake-up interrupts whoever runs. It has the same share of the cores either way.
+    Else each wake-up interrupts whoever runs. It has the same share of the cores either way. A policy that an operator gave it, it keeps.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -131,13 +131,13 @@ class Folder:
         self._write("state.json", dataclasses.asdict(state))
 
     def read_state(self) -> MeshState | None:
-        """Read state.json; None if there is none. What only another version writes is passed over."""
+        """Read state.json; None if there is none that can be read. What only another version writes is passed over."""
         try:
             data = json.loads((self.path / "state.json").read_text())
-        except (OSError, ValueError):
+            data["processes"] = [ProcessState(**_known(ProcessState, _with_tuples(row))) for row in data["processes"]]
+            return MeshState(**_known(MeshState, data))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        data["processes"] = [ProcessState(**_known(ProcessState, _with_tuples(row))) for row in data["processes"]]
-        return MeshState(**_known(MeshState, data))
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the lock."""

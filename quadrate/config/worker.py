@@ -65,8 +65,9 @@ class WorkerSettings(BaseSettings):
     """The most tokens in one run; a longer text runs alone. Unset: 256 on a CPU, 512 there in precision `fast`, 16384 on
     a GPU."""
     long_text_tokens: int | None = pydantic.Field(default=None, gt=0)
-    """Texts of more tokens run beside the others, at a lower priority, so that short ones never wait for their end. Unset:
-    `MAX_BATCH_TOKENS`, on a CPU no more than 256."""
+    """Texts of more tokens run beside the others, at a lower priority, so that short ones do not wait for their end (in `fast`
+    on a CPU, with more than 1 GiB of weights in float32, they do for that of one run). Unset: `MAX_BATCH_TOKENS`, on a CPU no more than
+    256."""
     batch_delay_ms: float = pydantic.Field(default=0.0, ge=0, le=1000)
     """How long an idle worker waits for more texts before it runs. 0 is best nearly always: while it works, texts gather by themselves."""
     queue_timeout_ms: float = pydantic.Field(default=10_000.0, gt=0)

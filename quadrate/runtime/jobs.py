@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 SHORT, LONG = False, True
 """The scheduler's two lines: of long texts, or not."""
 NICENESS = {SHORT: 5, LONG: 10}
-"""Runs yield to the event loop, and to the gateway and the edge on the same cores: an answer that is ready must not wait for a run. And
-those of long texts yield to those of short ones."""
+"""Runs yield to the event loop and to the edge: an answer that is ready must not wait for a run. A gateway on the same cores has more of
+them than runs have, but does not interrupt them (quadrate.cores). And runs of long texts yield to those of short ones."""
 TextKey = tuple[tuple[str, ...], int, bytes]
 """What makes two texts of a lane the same work: the outputs wanted, where the second of a pair begins, the ids."""
 

@@ -5,10 +5,10 @@
 
 Nothing waits while a runner is free, and what waits gathers while all are busy. *Order*: see `quadrate.runtime.waiting`. *Long texts*
 have threads of their own, which the kernel lets run when short texts leave it time: a short text waits for a runner among its like, and
-never until a long one ends. While short texts wait or run, long ones have all runners but one, and always one. *Identical texts* that wait
-or run at the same time are run once; each stands in the order by itself, and whichever comes first brings the answer to all. *Bound*: see
-`quadrate.runtime.admission`: what cannot be served in time is refused. *Ends*: a request ends by its answer, by its deadline, by its
-caller's leaving, or by its model's failure, and no path leaves it without an end.
+never until a long one ends (but for the largest models in OpenVINO, see there). While short texts wait or run, long ones have all runners
+but one, and always one. *Identical texts* that wait or run at the same time are run once; each stands in the order by itself, and whichever
+comes first brings the answer to all. *Bound*: see `quadrate.runtime.admission`: what cannot be served in time is refused. *Ends*: a request
+ends by its answer, by its deadline, by its caller's leaving, or by its model's failure, and no path leaves it without an end.
 
 Submitting and answering happen on the event loop's thread; everything marked so happens under the lock.
 """

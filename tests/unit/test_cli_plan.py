@@ -123,6 +123,10 @@ def test_a_state_that_another_version_wrote_is_read(tmp_path: Path) -> None:
     written["mood"] = written["processes"][0]["mood"] = "good"
     (tmp_path / "state.json").write_text(json.dumps(written))
     assert folder.read_state() == state
+    del written["pid"]
+    for unreadable in (written, [], {"processes": [{}]}):
+        (tmp_path / "state.json").write_text(json.dumps(unreadable))
+        assert folder.read_state() is None
 
 
 def test_a_model_of_a_flag_is_described_and_routed(options: Options, tmp_path: Path) -> None:

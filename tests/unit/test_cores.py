@@ -23,7 +23,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="threads have a prior
 )
 def test_a_containers_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
     """A container's quota bounds the cores, rounded up; without one those count that the process may run on."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     file = tmp_path / "cpu.max"
     file.write_text(quota)
     monkeypatch.setattr("quadrate.cores._CGROUP_QUOTA", file)
@@ -42,9 +42,19 @@ def test_a_thread_gives_way_and_so_do_those_it_starts() -> None:
 @linux
 def test_a_thread_that_interrupts_nobody_starts_threads_like_itself() -> None:
     """A thread that interrupts nobody is scheduled as a batch, and so are those that it starts; the thread that started it is not."""
+    ours = os.sched_getscheduler(0)
     with ThreadPoolExecutor(1, initializer=interrupt_nobody) as threads:
-        assert threads.submit(_policy_of_thread_started_here).result() == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+        assert threads.submit(_policy_of_thread_started_here).result() == (os.SCHED_BATCH if ours == os.SCHED_OTHER else ours)
+    assert os.sched_getscheduler(0) == ours
+
+
+@linux
+def test_a_policy_that_was_given_is_kept() -> None:
+    """A thread with a policy of an operator's keeps it."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0)).result()
+        threads.submit(interrupt_nobody).result()
+        assert threads.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
 
 
 def _of_thread_started_here() -> int:

@@ -47,6 +47,13 @@ def test_envoy_takes_what_is_rendered(settings: EdgeSettings, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-500:]
 
 
+def test_a_small_machine_has_one_thread_at_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are fewer than four cores Envoy has one thread, else two."""
+    for cores, threads in ((1, 1), (2, 1), (3, 1), (4, 2), (64, 2)):
+        monkeypatch.setattr("quadrate.config.edge.usable_cores", lambda cores=cores: cores)
+        assert load_edge_settings().threads == threads
+
+
 def test_metrics_can_be_kept_from_callers() -> None:
     """Then /metrics is a path like any that is not there, for every method; health and the description stay."""
     routes = manager(EdgeSettings(expose_metrics=False))["route_config"]["virtual_hosts"][0]["routes"]

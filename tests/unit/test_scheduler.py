@@ -632,7 +632,7 @@ LONG = LIMITS.tokens + 1
 
 
 async def test_short_texts_never_wait_for_long_ones_to_end() -> None:
-    """A short text runs at once though every runner is busy with a long one, even where there is one runner."""
+    """A short text runs at once though every runner is busy with a long one, even if there is but one; the session knows which is which."""
     for runners in (1, 2):
         async with bench(runners=runners) as made:
             made.session.gate.clear()
@@ -641,6 +641,7 @@ async def test_short_texts_never_wait_for_long_ones_to_end() -> None:
             short = made.run(7)
             await made.until_entered()
             assert made.session.runs[-1][0] == [7]
+            assert made.session.long == [*[True] * runners, False]
             made.session.gate.set()
             assert await short == [7]
             await asyncio.gather(*long)

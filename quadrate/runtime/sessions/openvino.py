@@ -48,8 +48,9 @@ class OpenVinoSession:
     """A graph on OpenVINO.
 
     OpenVINO runs on threads of its own, no more than there are cores, whatever the priority of the thread that calls. So long texts have a
-    compiled model of their own, whose threads yield to those of short texts. The largest models are compiled once: there a short text may
-    wait for the end of one run of a long one.
+    compiled model of their own, whose threads yield to those of short texts. A run over all cores yields like them, also that of a lone
+    short text, since very long texts share its model. The largest models are compiled once: there a short text may wait for the end of one
+    run of a long one.
 
     Args:
         graph: What runs, written in float32.
@@ -69,11 +70,11 @@ class OpenVinoSession:
             model = _read(core, graph.proto, self._weights.arrays)
             requests = partial(_Requests, core, model, threads=threads)
             has_long, has_wide = graph.weight_bytes <= LONG_MODEL_BYTES, graph.weight_bytes <= WIDE_MODEL_BYTES and threads > 1
-            # The wide one first: it starts the threads that help others to compile, and helpers must keep nobody waiting.
-            wide = requests(streams=1, niceness=NICENESS[LONG]) if has_wide else None
+            # Those that yield first: the first one starts the threads that help others to compile, and helpers must keep nobody waiting.
+            self._wide = requests(streams=1, niceness=NICENESS[LONG]) if has_wide else None
+            long = requests(streams=threads, niceness=NICENESS[LONG]) if has_long else None
             self._narrow = requests(streams=threads, niceness=NICENESS[SHORT])
-            self._long = requests(streams=threads, niceness=NICENESS[LONG]) if has_long else self._narrow
-            self._wide = wide or self._long
+            self._long = long or self._narrow
         except RuntimeError as error:
             raise ConfigError(f"{graph.folder}: OpenVINO cannot open the model: {error}") from error
         # Very long texts run one at a time over all cores, or each on one; where short ones have no other model, they are left a thread.
@@ -92,12 +93,13 @@ class OpenVinoSession:
     @contextlib.contextmanager
     def _model(self, tokens: int, *, wide: bool, is_long: bool) -> Iterator[_Requests]:
         """Give the model that a run of so many tokens goes to: a very long one waits for its turn, a lone one does not."""
-        is_very_long = tokens > LONG_TOKENS
-        if not ((is_very_long or wide) and self._room.acquire(blocking=is_very_long)):
-            yield self._long if is_long else self._narrow
+        own, is_very_long = self._long if is_long else self._narrow, tokens > LONG_TOKENS
+        needs_room = is_very_long or (wide and self._wide is not None)
+        if not (needs_room and self._room.acquire(blocking=is_very_long)):
+            yield own
             return
         try:
-            yield self._wide
+            yield self._wide or own
         finally:
             self._room.release()
 

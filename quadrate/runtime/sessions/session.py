@@ -37,7 +37,7 @@ class Session(Protocol):
             readings: What is read.
             outputs: Which of the graph's.
             wide: Whether it has all cores, since nothing else runs.
-            is_long: Whether short texts go before it. It holds nothing that they would wait for.
+            is_long: Whether short texts go before it. Where the provider can, it holds nothing that they would wait for.
         """
 
     def close(self) -> None:
