@@ -46,12 +46,7 @@ class CudaSession:
         self._warm()
 
     def run(
-        self,
-        readings: Sequence[Reading],
-        outputs: Sequence[str],
-        *,
-        wide: bool,  # noqa: ARG002 - as every session
-        is_long: bool = False,  # noqa: ARG002 - as every session
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs)

@@ -37,12 +37,7 @@ class NullSession:
         self._token_seconds = token_seconds
 
     def run(
-        self,
-        readings: Sequence[Reading],
-        outputs: Sequence[str],
-        *,
-        wide: bool,  # noqa: ARG002 - as every session
-        is_long: bool = False,  # noqa: ARG002 - as every session
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         if self._run_seconds or self._token_seconds:

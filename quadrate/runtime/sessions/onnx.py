@@ -53,12 +53,7 @@ class OnnxSession:
         self._wide = self._narrow if is_large or threads == 1 else open_graph(graph, provider, cpu_options(threads))
 
     def run(
-        self,
-        readings: Sequence[Reading],
-        outputs: Sequence[str],
-        *,
-        wide: bool,
-        is_long: bool = False,  # noqa: ARG002 - a run has the priority of the thread that calls
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
     ) -> Mapping[str, Sequence[NDArray[np.float32]]]:
         """See Session."""
         feeds, layout = pack(readings, self._inputs)

@@ -70,12 +70,7 @@ class OwnGraphSession:
         """What it gives, by the name of the output."""
 
     def run(
-        self,
-        readings: Sequence[Reading],
-        outputs: Sequence[str],
-        *,
-        wide: bool,
-        is_long: bool = False,  # noqa: ARG002 - a run has the priority of the thread that calls
+        self, readings: Sequence[Reading], outputs: Sequence[str], *, wide: bool, is_long: bool = False
     ) -> Mapping[str, Sequence[Array]]:
         """See Session."""
         session = self._wide if wide else self._narrow
